@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The port through which hosts are spoken to: libvirt's calls, one method each, as coroutines.
+
+`libvirt_driver` implements it on libvirt-python; the simulation implements it in memory. Nothing above this file knows
+which one it talks to, and a method that changes a host is exactly one mutating RPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from homeostat.api.observed import HostFacts, Pool, Volume
+
+# Error numbers of libvirt (virterror.h) that are told apart here; every other number is passed on as it is.
+INTERNAL_ERROR, NO_MEMORY, NO_SUPPORT, NO_CONNECT, INVALID_ARG, OPERATION_FAILED = 1, 2, 3, 5, 8, 9
+SYSTEM_ERROR, RPC, NO_DOMAIN, NO_STORAGE_POOL, NO_STORAGE_VOL = 38, 39, 42, 49, 50
+OPERATION_INVALID, CONFIG_UNSUPPORTED, OPERATION_TIMEOUT, AUTH_FAILED = 55, 67, 68, 45
+STORAGE_VOL_EXIST, AGENT_UNRESPONSIVE = 90, 86
+
+
+class HostError(Exception):
+    """An error of libvirt, in its own words. `code` and `domain` are libvirt's numbers (VIR_ERR_*, VIR_FROM_*)."""
+
+    def __init__(self, code: int, message: str, domain: int = 0) -> None:
+        super().__init__(message)
+        self.code, self.message, self.domain = code, message, domain
+
+
+class HostUnreachable(HostError):
+    """The connection is not there, was lost, or did not answer in time. Whether the call was carried out is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Contents of a credentials Secret, by file name (ca.crt, tls.crt, tls.key). Never logged: repr shows no value."""
+
+    version: str = ""  # changes when the contents change
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRow:
+    """One domain of the bulk list. Words for state and reason as in api.observed.Domain."""
+
+    uuid: str
+    name: str
+    state: str
+    reason: str
+    persistent: bool
+    managed_save: bool = False
+    autostart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something changed: look. `uuid` None: look at everything. Never decides anything."""
+
+    uuid: str | None
+    kind: str = ""
+
+
+class Connection(Protocol):
+    """One host, connected. Every method raises HostError, HostUnreachable once the connection is lost."""
+
+    # Reads
+    async def facts(self) -> HostFacts:
+        """Identity, versions, capacity, pools and networks; a handful of calls whatever the number of domains."""
+
+    async def domains(self) -> list[DomainRow]:
+        """All domains, in a number of calls that does not depend on how many there are."""
+
+    async def domain(self, uuid: str) -> DomainRow | None:
+        """One domain, asked for now; None when libvirt says it has none (42)."""
+
+    async def domain_named(self, name: str) -> str | None:
+        """UUID of the domain of this name, asked for now; None when there is none."""
+
+    async def xml(self, uuid: str, *, inactive: bool) -> str | None:
+        """The live XML (the persistent one when off) or the persistent XML; None when the domain is gone.
+
+        `inactive` of a transient domain returns what libvirt returns: its live definition.
+        """
+
+    async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
+        """(interface, MAC, IP address) the guest agent reports. May take long: the agent answers or does not."""
+
+    async def pool(self, name: str) -> Pool:
+        """State of a pool, asked for now. Missing is an answer, not an error."""
+
+    async def volumes(self, pool: str) -> list[Volume]:
+        """Volumes of an active pool as libvirt has them cached. NO_STORAGE_POOL or OPERATION_INVALID otherwise."""
+
+    # Effects
+    async def refresh_pool(self, pool: str) -> None:
+        """Make libvirt look at the pool's storage again."""
+
+    async def create_volume(self, pool: str, xml: str) -> None:
+        """Create a volume; STORAGE_VOL_EXIST when there is one of that name."""
+
+    async def delete_volume(self, pool: str, name: str) -> None:
+        """Delete a volume, in use or not: libvirt does not check."""
+
+    async def define(self, xml: str) -> None:
+        """Define or redefine a persistent domain (XML validated against libvirt's schema)."""
+
+    async def create(self, uuid: str, *, paused: bool) -> None:
+        """Start a defined domain."""
+
+    async def shutdown(self, uuid: str, *, agent: bool) -> None:
+        """Ask the guest to power off through its agent or ACPI."""
+
+    async def destroy(self, uuid: str) -> None:
+        """End the process."""
+
+    async def suspend(self, uuid: str) -> None:
+        """Stop the CPUs."""
+
+    async def resume(self, uuid: str) -> None:
+        """Let the CPUs run."""
+
+    async def undefine(self, uuid: str) -> None:
+        """Remove the persistent definition, keeping NVRAM and volumes; OPERATION_INVALID with a managed-save image."""
+
+    async def set_metadata(self, uuid: str, element: str, *, live: bool) -> None:
+        """Write our metadata element to the live or the persistent definition."""
+
+    async def remove_managed_save(self, uuid: str) -> None:
+        """Remove the managed-save image."""
+
+    def subscribe(self, on_event: Callable[[Event], None], on_close: Callable[[str], None]) -> None:
+        """Have `on_event` called on the event loop for each event, `on_close` once when the connection is lost, with why."""
+
+    async def close(self) -> None:
+        """End the connection; calls under way end with HostUnreachable."""
+
+
+class Driver(Protocol):
+    """Opens connections."""
+
+    async def open(self, uri: str, credentials: Credentials | None) -> Connection:
+        """A connection that answers, or HostUnreachable with libvirt's words. May take as long as the host likes: wrap it."""

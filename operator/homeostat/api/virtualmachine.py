@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VirtualMachine: what its owner wants, and what was seen."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from homeostat.api.markers import ATOMIC, SET, Column, Rule, map_by, member
+from homeostat.api.meta import (
+    MAC_PATTERN,
+    UUID,
+    Condition,
+    Count,
+    Enabled,
+    HostName,
+    Integer,
+    Label,
+    LibvirtName,
+    Line,
+    Message,
+    Model,
+    Quantity,
+    Resource,
+    Time,
+    Word,
+    between,
+    name_fits,
+)
+
+DeviceName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+Mac = Annotated[str, Field(min_length=17, max_length=17, pattern=MAC_PATTERN)]
+Serial = Annotated[str, Field(min_length=1, max_length=20, pattern=r"^[A-Za-z0-9_.+-]+$")]
+CpuModel = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+PRINTABLE = r"^[ -~]*$"
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$")]
+MAX_VCPUS = 512
+
+
+class Power(Model):
+    """Which power request was made last; it is carried out once."""
+
+    state: Literal["Running", "Stopped"] = "Running"
+    """What the last request asked for. Stopped is for runStrategy Manual only; use Halted to keep a VM off."""
+    request: Annotated[str, Field(max_length=63, pattern=PRINTABLE)] = ""
+    """Names the last request, in any words: a new value asks once for a start or restart. Ignored under Halted."""
+
+
+class Machine(Model):
+    """The machine that the guest sees."""
+
+    type: Literal["q35"] = "q35"
+    """The chipset. Its exact version is chosen at the first start and kept in status.machineType."""
+
+
+class KernelBoot(Model):
+    """A kernel started without a boot loader."""
+
+    pool: Label
+    """Logical name of the pool that kernel and initrd are in."""
+    kernel: LibvirtName
+    """Name of the volume that holds the kernel."""
+    initrd: LibvirtName | None = None
+    """Name of the volume that holds the initial RAM disk."""
+    command_line: Annotated[str, Field(max_length=2048, pattern=PRINTABLE)] = ""
+    """The kernel's command line."""
+
+
+class Boot(Model):
+    """What the guest boots from."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (member("Kernel", "kernel", "kernel"),)
+
+    type: Literal["Disk", "Kernel"] = "Disk"
+    """Disk: the first disk in spec.disks. Kernel: the kernel named under kernel."""
+    kernel: KernelBoot | None = None
+    """The kernel to start, with type Kernel."""
+
+
+class Firmware(Model):
+    """The firmware that the guest starts with."""
+
+    type: Literal["BIOS"] = "BIOS"
+    """The kind of firmware."""
+
+
+class Cpu(Model):
+    """The guest's CPUs; their number is sockets times cores times threads."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"self.sockets * self.cores * self.threads <= {MAX_VCPUS}",
+            f"sockets * cores * threads must be at most {MAX_VCPUS}",
+            lambda self: self.sockets * self.cores * self.threads <= MAX_VCPUS,
+            "string(self.sockets * self.cores * self.threads) + ' CPUs'",
+        ),
+    )
+
+    sockets: Annotated[Integer, Field(ge=1, le=MAX_VCPUS)] = 1
+    """Number of CPU sockets."""
+    cores: Annotated[Integer, Field(ge=1, le=MAX_VCPUS)] = 1
+    """Cores in each socket."""
+    threads: Annotated[Integer, Field(ge=1, le=MAX_VCPUS)] = 1
+    """Threads of each core."""
+    model: CpuModel | None = None
+    """A CPU model that libvirt names, or host-model, or host-passthrough. Unset: chosen once, kept in status.cpuModel."""
+
+
+class Memory(Model):
+    """The guest's memory."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (between("16Mi", "16Ti", "size", "size"),)
+
+    size: Quantity
+    """How much memory, such as 512Mi or 4Gi: a whole number with the unit Ki, Mi, Gi, Ti, k, M, G or T."""
+
+
+class ImageSource(Model):
+    """A volume that is read only and shared, under an overlay of the disk's own."""
+
+    pool: Label
+    """Logical name of the pool that the image is in."""
+    volume: LibvirtName
+    """Name of the volume that holds the image."""
+    format: Literal["qcow2", "raw"]
+    """Format of the image; it is never guessed."""
+
+
+class VolumeSource(Model):
+    """A volume that is there already."""
+
+    name: LibvirtName
+    """Name of the volume in the disk's pool."""
+    format: Literal["qcow2", "raw"]
+    """Format of the volume; it is never guessed."""
+
+
+class DiskSource(Model):
+    """What is on the disk at first."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        member("Image", "image", "image"),
+        member("Volume", "volume", "volume"),
+    )
+
+    type: Literal["Blank", "Image", "Volume"] = "Blank"
+    """Blank: nothing. Image: what an image holds, with changes kept apart from it. Volume: a volume that exists."""
+    image: ImageSource | None = None
+    """The image, with type Image."""
+    volume: VolumeSource | None = None
+    """The existing volume, with type Volume."""
+
+
+class Disk(Model):
+    """A disk of the guest."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.source.type != 'Blank' || has(self.size)",
+            "a disk with source Blank needs a size",
+            lambda self: self.source.type != "Blank" or self.size is not None,
+        ),
+        Rule(
+            "self.source.type != 'Volume' || !has(self.size)",
+            "a disk with source Volume has the size of the volume: leave size out",
+            lambda self: self.source.type != "Volume" or self.size is None,
+        ),
+        between("1Mi", "64Ti", "size", "size"),
+        Rule(
+            "self.source.type != 'Volume' || self.deletionPolicy != 'Delete'",
+            "deletionPolicy Delete is not for source Volume: a volume that was not created here is not deleted here",
+            lambda self: self.source.type != "Volume" or self.deletion_policy != "Delete",
+        ),
+        Rule("self.pool == oldSelf.pool", "a disk stays in its pool: pool cannot be changed"),
+        Rule("self.source == oldSelf.source", "a disk keeps its source: add a disk with another name instead"),
+        Rule(
+            "has(self.size) == has(oldSelf.size)"
+            " && (!has(self.size) || quantity(self.size).compareTo(quantity(oldSelf.size)) == 0)",
+            "size cannot be changed: a disk never shrinks, and growing one is not supported yet",
+        ),
+    )
+
+    name: DeviceName
+    """Name of the disk, unique in the VM; it is part of the name of the volume."""
+    pool: Label
+    """Logical name of the pool that the disk is in, as offered by Hypervisors."""
+    size: Quantity | None = None
+    """Virtual size. Needed with source Blank; with Image not below the image's (unset: the image's); not with Volume."""
+    source: DiskSource = DiskSource()
+    """What is on the disk at first."""
+    bus: Literal["virtio"] = "virtio"
+    """The bus that the guest sees the disk on: virtio, for which the guest needs a driver (every Linux has it)."""
+    serial: Serial | None = None
+    """Serial number shown to the guest, at most 20 characters. Unset: derived from the VM and the disk's name."""
+    deletion_policy: Literal["Retain", "Delete"] = "Retain"
+    """What happens to the volume when the VM is deleted: Retain leaves it on the host, Delete removes it."""
+
+
+class Interface(Model):
+    """A network interface of the guest."""
+
+    name: DeviceName
+    """Name of the interface, unique in the VM."""
+    network: Label
+    """Logical name of the network it is on, as offered by Hypervisors."""
+    model: Literal["virtio", "e1000e"] = "virtio"
+    """The card that the guest sees."""
+    mac: Mac | None = None
+    """Its MAC address: unicast, lower case, not beginning with fe. Unset: derived from the VM and the name, so stable."""
+
+
+class Console(Model):
+    """The serial console."""
+
+    log: Enabled = "Enabled"
+    """Whether its output is kept in a bounded file on the host."""
+
+
+class HostSelector(Model):
+    """Which hosts will do, by their labels."""
+
+    match_labels: Annotated[dict[str, LabelValue], Field(max_length=16)] = {}
+    """Labels that a Hypervisor must have, all of them."""
+
+
+class Placement(Model):
+    """Where the VM may be."""
+
+    host: HostName | None = None
+    """Name of the only Hypervisor it may be on."""
+    host_selector: HostSelector | None = None
+    """Labels of the Hypervisors it may be on."""
+
+
+class ManagedSave(Model):
+    """What to do with the memory image that somebody saved on a host."""
+
+    host: HostName
+    """Name of the Hypervisor that has the image."""
+    action: Literal["Restore", "Discard"]
+    """Restore: go on from the image. Discard: remove it and boot afresh."""
+
+
+class VirtualMachineSpec(Model):
+    """What the owner wants."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.power.state != 'Stopped' || self.runStrategy == 'Manual'",
+            "power.state Stopped is for runStrategy Manual only: use runStrategy Halted to keep the VM off",
+            lambda self: self.power.state != "Stopped" or self.run_strategy == "Manual",
+        ),
+        Rule(
+            "has(self.domainUUID) == has(oldSelf.domainUUID)"
+            " && (!has(self.domainUUID) || self.domainUUID == oldSelf.domainUUID)",
+            "domainUUID is set at creation or never, and cannot be changed",
+        ),
+        Rule(
+            "!has(self.disks) || self.disks.all(d, !has(d.serial)"
+            " || self.disks.exists_one(e, has(e.serial) && e.serial == d.serial))",
+            "two disks have the same serial: the guest could not tell them apart",
+            lambda self: _unique(disk.serial for disk in self.disks),
+        ),
+        Rule(
+            "!has(self.interfaces) || self.interfaces.all(i, !has(i.mac)"
+            " || self.interfaces.exists_one(e, has(e.mac) && e.mac == i.mac))",
+            "two interfaces have the same mac",
+            lambda self: _unique(interface.mac for interface in self.interfaces),
+        ),
+    )
+
+    run_strategy: Literal["Always", "RerunOnFailure", "Manual", "Halted"] = "Always"
+    """When to start it after it went off. Always: each time. RerunOnFailure: unless the guest shut itself down.
+    Manual: when power.request asks for it. Halted: never, and it is shut down."""
+    power: Power = Power()
+    """Which power request was made last."""
+    execution: Literal["Running", "Paused"] = "Running"
+    """Whether the guest's CPUs run. Paused keeps the process and its memory."""
+    machine: Machine = Machine()
+    """The machine that the guest sees."""
+    boot: Boot = Boot()
+    """What the guest boots from."""
+    firmware: Firmware = Firmware()
+    """The firmware that the guest starts with."""
+    cpu: Cpu = Cpu()
+    """The guest's CPUs."""
+    memory: Memory
+    """The guest's memory."""
+    disks: Annotated[tuple[Disk, ...], Field(max_length=64), map_by("name")] = ()
+    """The guest's disks, by name, in the order of booting."""
+    interfaces: Annotated[tuple[Interface, ...], Field(max_length=16), map_by("name")] = ()
+    """The guest's network interfaces, by name."""
+    console: Console = Console()
+    """The serial console."""
+    guest_agent: Enabled = "Enabled"
+    """Whether there is a channel for the QEMU guest agent; the guest has to run the agent to use it."""
+    placement: Placement | None = None
+    """Where the VM may be. Unset: on any host that offers its pools and networks."""
+    termination_grace_period_seconds: Annotated[Integer, Field(ge=0, le=86400)] = 120
+    """How long the guest may take to shut down before its process is ended."""
+    deletion_policy: Literal["Destroy", "Release"] = "Destroy"
+    """What happens to the domain when this object is deleted: Destroy ends it, Release leaves it as it is, running."""
+    domain_uuid: UUID | None = None
+    """UUID of the libvirt domain, for taking over one that exists. Set at creation only. Unset: this object's UID."""
+    takeover: Literal["Never", "Unowned", "PreviousIncarnation"] = "Never"
+    """Which existing domain with this UUID may be taken over. Unowned: one that nobody manages.
+    PreviousIncarnation: that of an earlier object of the same namespace and name in this cluster."""
+    abandon_hosts: Annotated[tuple[HostName, ...], Field(max_length=256), SET] = ()
+    """Hosts that a deletion no longer waits for. What may be left of the VM there is not cleaned up."""
+    managed_save: ManagedSave | None = None
+    """What to do with a memory image found on a host; until this says so, the VM is not started."""
+
+
+def _unique(values: object) -> bool:
+    known = [value for value in values if value is not None]  # type: ignore[attr-defined]
+    return len(known) == len(set(known))
+
+
+class DomainStatus(Model):
+    """The libvirt domain as last seen."""
+
+    state: Word | None = None
+    """The state that libvirt shows."""
+    reason: Word | None = None
+    """The reason that libvirt gives for it."""
+    since: Time | None = None
+    """When it was first seen in this state."""
+    uuid: UUID | None = None
+    """The domain's UUID."""
+
+
+class CandidateStatus(Model):
+    """A host where the VM may be."""
+
+    hypervisor: HostName
+    """Name of the Hypervisor."""
+    uid: Word
+    """UID of the Hypervisor object."""
+    host_uuid: UUID
+    """The libvirt host UUID that was pinned for it."""
+
+
+class Address(Model):
+    """An address of the guest, as its agent or the host says."""
+
+    interface: Word | None = None
+    """Name of the interface in spec.interfaces, or the guest's own name for it."""
+    ip: Annotated[str, Field(max_length=64)]
+    """An IPv4 or IPv6 address."""
+    mac: Annotated[str, Field(max_length=17)] | None = None
+    """The MAC address of the interface it is on."""
+
+
+class DiskStatus(Model):
+    """A disk as it is on the host."""
+
+    name: DeviceName
+    """Name of the disk in spec.disks."""
+    alias: Word | None = None
+    """The alias that the disk has in the domain."""
+    volume: Annotated[str, Field(max_length=255)] | None = None
+    """Name of its volume in the pool."""
+    pool: Word | None = None
+    """Logical name of the pool it is in."""
+    storage: Word | None = None
+    """The storage that holds it: a storage id, or host:HOSTUUID for storage of one host."""
+    chain: Annotated[tuple[Line, ...], Field(max_length=64), ATOMIC] = ()
+    """The files it consists of, the one that is written first."""
+
+
+class StartFailures(Model):
+    """Starts that failed since the last one that did not."""
+
+    count: Count = 0
+    """How many in a row."""
+    last_message: Message | None = None
+    """What libvirt said to the last one."""
+    last_time: Time | None = None
+    """When the last one failed."""
+    retry_time: Time | None = None
+    """When the next one is due."""
+
+
+class VirtualMachineStatus(Model):
+    """What was seen."""
+
+    observed_generation: Count | None = None
+    """The metadata.generation that this status was decided on."""
+    state: Word | None = None
+    """The VM's state in one word."""
+    reason: Word | None = None
+    """Why it is in this state, in one word; the conditions have the sentences."""
+    since: Time | None = None
+    """When state last changed."""
+    next: Word | None = None
+    """What happens next, or who has to act, in one word."""
+    host: HostName | None = None
+    """Name of the Hypervisor that the domain is on."""
+    domain: DomainStatus | None = None
+    """The libvirt domain as last seen."""
+    candidates: Annotated[tuple[CandidateStatus, ...], Field(max_length=256), map_by("hypervisor")] = ()
+    """Hosts where the VM may be; nothing is started elsewhere before each of them was seen without it."""
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16), map_by("type")] = ()
+    """Ready, Running, Synchronized, Stalled, RestartRequired, AgentConnected and Conflict, with sentences."""
+    addresses: Annotated[tuple[Address, ...], Field(max_length=64), ATOMIC] = ()
+    """Addresses of the guest."""
+    disks: Annotated[tuple[DiskStatus, ...], Field(max_length=64), map_by("name")] = ()
+    """The disks as they are on the host."""
+    start_failures: StartFailures | None = None
+    """Starts that failed since the last one that did not."""
+    machine_type: Word | None = None
+    """The exact version of the machine type, chosen at the first start and kept."""
+    cpu_model: Message | None = None
+    """The CPU model that was chosen, in full, and is kept."""
+    pending_changes: Annotated[tuple[Line, ...], Field(max_length=32), ATOMIC] = ()
+    """What of the spec takes effect at the next start, such as "memory: 512 MiB running, 1024 MiB wanted"."""
+
+
+class VirtualMachine(Resource):
+    """A virtual machine on a libvirt host, kept in its declared state."""
+
+    plural = "virtualmachines"
+    short_name = "vm"
+    scope = "Namespaced"
+    columns = (
+        Column("State", ".status.state"),
+        Column("Host", ".status.host"),
+        Column("Since", ".status.since", "date"),
+        Column("Reason", ".status.reason"),
+        Column("Next", ".status.next"),
+        Column("Age", ".metadata.creationTimestamp", "date", wide=True),
+    )
+    selectable = (".status.host", ".status.state")
+    rules: ClassVar[tuple[Rule, ...]] = (name_fits("VirtualMachine"),)
+
+    spec: VirtualMachineSpec
+    """What the owner wants."""
+    status: VirtualMachineStatus = VirtualMachineStatus()
+    """What was seen."""

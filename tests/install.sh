@@ -17,16 +17,16 @@ packages=(
   busybox-static cpio gzip xz-utils liburing2 libnuma1 libudev1 libglib2.0-0
 )
 
-installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+installed=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null | sed -n 's/ installed$//p' || true)
+installed() { grep -qxF "$1" <<<"$installed"; }
 
 missing=()
 for package in "${packages[@]}"; do installed "$package" || missing+=("$package"); done
 
 # The guest's kernel and agent are unpacked, never installed: apt only has to know them.
-known() { apt-cache show --no-all-versions "$@" >/dev/null 2>&1; }
-guest_known() { known linux-image-cloud-amd64 && known qemu-guest-agent; }
+known() { apt-cache show --no-all-versions linux-image-cloud-amd64 qemu-guest-agent >/dev/null 2>&1; }
 
-if [ ${#missing[@]} -eq 0 ] && guest_known; then exit 0; fi
+if [ ${#missing[@]} -eq 0 ] && known; then exit 0; fi
 if [ "$(id -u)" -ne 0 ]; then
   echo "install: not root, and these packages are missing: ${missing[*]:-(package lists)}" >&2
   exit 1

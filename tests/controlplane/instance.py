@@ -223,7 +223,7 @@ class ControlPlane:
             "initial-advertise-peer-urls": peer,
             "initial-cluster": f"default={peer}",
             "unsafe-no-fsync": "true",
-            "log-level": "warn",
+            "log-level": "error",
         }
         return self._command("etcd", options)
 

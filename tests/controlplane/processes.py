@@ -15,9 +15,11 @@ def identity(pid: int) -> str | None:
     """Return what tells this life of a pid from any later one, or None when no such process lives."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        threads = len(os.listdir(f"/proc/{pid}/task"))
     except (FileNotFoundError, ProcessLookupError):
         return None
-    if fields[0] in "ZX":
+    # A first thread may be a zombie while others still end, and hold files and ports: that is not dead yet.
+    if fields[0] in "ZX" and threads <= 1:
         return None
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}:{fields[19]}"
@@ -59,7 +61,7 @@ class Process:
             (os.POSIX_SPAWN_OPEN, 1, str(self.log), flags, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
-        pid = os.posix_spawn(command[0], command, os.environ, file_actions=files, setsid=True)
+        pid = os.posix_spawn(command[0], list(command), os.environ, file_actions=files, setsid=True)
         self.record.write_text(f"{pid} {identity(pid)}")
 
     def signal(self, number: signal.Signals) -> None:

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pytest plugin: a test's ring is the folder it is in; a ring that was asked for and ran no test fails the run."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+RINGS = ("unit", "simulation", "api", "lab")
+ran: Counter[str] = Counter()
+skipped: list[str] = []
+
+
+def ring_of(node_id: str) -> str | None:
+    """Return the ring of a test or of a folder of tests, such as "api" for tests/api/test_rules.py."""
+    parts = Path(node_id.partition("::")[0]).parts
+    return parts[1] if len(parts) > 1 and parts[0] == "tests" and parts[1] in RINGS else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with its ring."""
+    for item in items:
+        if (ring := ring_of(item.nodeid)) is not None:
+            item.add_marker(ring)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count the tests that were really run."""
+    if report.skipped:
+        skipped.append(report.nodeid)
+    elif report.when == "call":
+        ran[ring_of(report.nodeid) or ""] += 1
+
+
+def complaints(config: pytest.Config) -> list[str]:
+    """Return what makes a run worthless although no test failed."""
+    wanted = {argument.rstrip("/") for argument in config.args}
+    empty = [f"ring {ring} ran no test" for ring in RINGS if f"tests/{ring}" in wanted and not ran[ring]]
+    return empty + [f"skipped: {node_id}" for node_id in skipped]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run if there is something to complain about."""
+    if not session.config.option.collectonly and complaints(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many tests each ring ran, and what is wrong with the run."""
+    counts = ", ".join(f"{ring} {ran[ring]}" for ring in RINGS if ran[ring])
+    terminalreporter.write_line(f"tests per ring: {counts or 'none'}")
+    for line in complaints(config):
+        terminalreporter.write_line(f"ERROR {line}", red=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -55,9 +56,9 @@ class _List:
         return core_schema.no_info_after_validator_function(self._unique, handler(source))
 
     def _unique(self, items: Iterable[Any]) -> Iterable[Any]:
-        keys = [self.key(item) for item in items] if self.key else []
-        for key in keys:
-            if keys.count(key) > 1:
+        keys = sorted(self.key(item) for item in items) if self.key else []
+        for key, following in pairwise(keys):
+            if key == following:
                 raise ValueError(f"duplicate: {key}")
         return items
 

@@ -72,7 +72,7 @@ class Model(BaseModel):
         return self
 
     def wire(self, exclude: set[str] | None = None) -> dict[str, Any]:
-        """Return the JSON object for the API server, without unset fields and empty lists; `exclude` has Python names."""
+        """Return the JSON object for the API server, less unset fields and empty lists; `exclude` has Python names."""
         return {
             key: value
             for key, value in self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=exclude).items()
@@ -143,7 +143,7 @@ class ObjectMeta(Model):
     """The part of an object's metadata that is read."""
 
     name: str
-    namespace: str | None = None
+    namespace: str = ""
     uid: str = ""
     generation: int = 0
     resource_version: str = ""
@@ -207,7 +207,6 @@ def name_fits(what: str) -> Rule:
         "size(self.metadata.name) <= 63",
         f"metadata.name of a {what} must have at most 63 characters",
         lambda self: len(self.metadata.name) <= 63,
-        "string(size(self.metadata.name)) + ' characters'",
     )
 
 

@@ -93,7 +93,6 @@ class Cpu(Model):
             f"self.sockets * self.cores * self.threads <= {MAX_VCPUS}",
             f"sockets * cores * threads must be at most {MAX_VCPUS}",
             lambda self: self.sockets * self.cores * self.threads <= MAX_VCPUS,
-            "string(self.sockets * self.cores * self.threads) + ' CPUs'",
         ),
     )
 
@@ -104,7 +103,7 @@ class Cpu(Model):
     threads: Annotated[Integer, Field(ge=1, le=MAX_VCPUS)] = 1
     """Threads of each core."""
     model: CpuModel | None = None
-    """A CPU model that libvirt names, or host-model, or host-passthrough. Unset: chosen once, kept in status.cpuModel."""
+    """A named CPU model of libvirt, host-model or host-passthrough. Unset: chosen once, kept in status.cpuModel."""
 
 
 class Memory(Model):
@@ -119,6 +118,10 @@ class Memory(Model):
 class ImageSource(Model):
     """A volume that is read only and shared, under an overlay of the disk's own."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("self == oldSelf", "a disk keeps its image: add a disk with another name, or remove this one first"),
+    )
+
     pool: Label
     """Logical name of the pool that the image is in."""
     volume: LibvirtName
@@ -130,22 +133,45 @@ class ImageSource(Model):
 class VolumeSource(Model):
     """A volume that is there already."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("self == oldSelf", "a disk keeps its volume: add a disk with another name, or remove this one first"),
+    )
+
     name: LibvirtName
     """Name of the volume in the disk's pool."""
     format: Literal["qcow2", "raw"]
     """Format of the volume; it is never guessed."""
 
 
+class BlankSource(Model):
+    """How a blank disk is made."""
+
+    when_retained: Literal["Wait", "Ignore"] = "Wait"
+    """What to do when an earlier VM of this name left its volume: Wait (and say so) or Ignore it and make a new one."""
+
+
 class DiskSource(Model):
     """What is on the disk at first."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.blank) || self.type == 'Blank'",
+            "blank belongs to type Blank: set it with that type, and with no other",
+            lambda self: self.blank is None or self.type == "Blank",
+        ),
         member("Image", "image", "image"),
         member("Volume", "volume", "volume"),
+        # blank.whenRetained may change: it is decided when a retained volume turns up.
+        Rule(
+            "self.type == oldSelf.type",
+            "a disk keeps its source: add a disk with another name, or remove this one first",
+        ),
     )
 
     type: Literal["Blank", "Image", "Volume"] = "Blank"
     """Blank: nothing. Image: what an image holds, with changes kept apart from it. Volume: a volume that exists."""
+    blank: BlankSource | None = None
+    """How a blank disk is made, with type Blank. Optional."""
     image: ImageSource | None = None
     """The image, with type Image."""
     volume: VolumeSource | None = None
@@ -173,7 +199,6 @@ class Disk(Model):
             lambda self: self.source.type != "Volume" or self.deletion_policy != "Delete",
         ),
         Rule("self.pool == oldSelf.pool", "a disk stays in its pool: pool cannot be changed"),
-        Rule("self.source == oldSelf.source", "a disk keeps its source: add a disk with another name instead"),
         Rule(
             "has(self.size) == has(oldSelf.size)"
             " && (!has(self.size) || quantity(self.size).compareTo(quantity(oldSelf.size)) == 0)",
@@ -186,7 +211,7 @@ class Disk(Model):
     pool: Label
     """Logical name of the pool that the disk is in, as offered by Hypervisors."""
     size: Quantity | None = None
-    """Virtual size. Needed with source Blank; with Image not below the image's (unset: the image's); not with Volume."""
+    """Virtual size. Source Blank needs it; Image: at least the image's (unset: the same); Volume: leave it out."""
     source: DiskSource = DiskSource()
     """What is on the disk at first."""
     bus: Literal["virtio"] = "virtio"
@@ -207,7 +232,7 @@ class Interface(Model):
     model: Literal["virtio", "e1000e"] = "virtio"
     """The card that the guest sees."""
     mac: Mac | None = None
-    """Its MAC address: unicast, lower case, not beginning with fe. Unset: derived from the VM and the name, so stable."""
+    """Its MAC address: unicast, lower case, not beginning with fe. Unset: derived from VM and name, so it is stable."""
 
 
 class Console(Model):
@@ -220,7 +245,7 @@ class Console(Model):
 class HostSelector(Model):
     """Which hosts will do, by their labels."""
 
-    match_labels: Annotated[dict[str, LabelValue], Field(max_length=16)] = {}
+    match_labels: Annotated[dict[str, LabelValue], Field(default_factory=dict, max_length=16)]
     """Labels that a Hypervisor must have, all of them."""
 
 
@@ -328,6 +353,8 @@ class DomainStatus(Model):
     """When it was first seen in this state."""
     uuid: UUID | None = None
     """The domain's UUID."""
+    request: Word | None = None
+    """The power request that its last process was started for."""
 
 
 class CandidateStatus(Model):

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of a VM: its status, made anew from the decision and what was seen. Nothing in it churns."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Literal, cast
+
+from homeostat.api import reasons
+from homeostat.api.meta import Condition, set_condition
+from homeostat.api.observed import ACTIVE_STATES, Domain, DomainConfig, Unknown
+from homeostat.api.virtualmachine import DiskStatus, DomainStatus, StartFailures, VirtualMachine, VirtualMachineStatus
+from homeostat.decide import backoff, runstrategy, wanted
+from homeostat.decide.view import Decision, HostView, VMView
+from homeostat.decide.whereabouts import Whereabouts, locate
+
+Truth = Literal["True", "False", "Unknown"]
+MAX_PENDING = 32
+
+
+def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) -> VirtualMachineStatus:
+    """The VM's whole status but for the candidates, which have a writer of their own."""
+    where, row, old = locate(vm, view), reasons.VM[decision.say.reason], vm.status
+    host, domain = _seen(where)
+    pending = _pending(vm, host, domain)
+    new = VirtualMachineStatus(
+        observed_generation=vm.metadata.generation,
+        state=row.state,
+        reason=decision.say.reason,
+        since=old.since if old.since and (old.state, old.reason) == (row.state, decision.say.reason) else now,
+        next=row.next,
+        host=_host_name(vm, where, host),
+        domain=_domain(vm, domain, where, now),
+        conditions=_conditions(vm, decision, domain, pending, now),
+        addresses=old.addresses if domain and domain.active else (),
+        disks=_disks(vm, host, domain),
+        start_failures=_failures(vm, decision, now),
+        machine_type=_canonical(domain, old.machine_type),
+        cpu_model=_cpu_model(domain, old.cpu_model),
+        pending_changes=tuple(pending[:MAX_PENDING]),
+    )
+    return new
+
+
+def passing(decision: Decision) -> bool:
+    """Whether this is a step normally over in seconds, so that writing it down can wait."""
+    return reasons.VM[decision.say.reason].passing and decision.failed is None
+
+
+def sentence(decision: Decision) -> str:
+    """The condition's message: what is, in this case, what happens next, what a person can do."""
+    row, detail = reasons.VM[decision.say.reason], decision.say.detail
+    parts = [row.meaning, f"{detail[:1].upper()}{detail[1:]}." if detail else "", row.then, row.todo]
+    return " ".join(part for part in parts if part)
+
+
+def _seen(where: Whereabouts) -> tuple[HostView | None, Domain | None]:
+    if not where.ours:
+        return None, None
+    place = (where.active or where.ours)[0]
+    return place.host, place.domain
+
+
+def _host_name(vm: VirtualMachine, where: Whereabouts, host: HostView | None) -> str | None:
+    if host is not None:
+        return host.name
+    return vm.status.host if where.blind else None
+
+
+def _domain(vm: VirtualMachine, domain: Domain | None, where: Whereabouts, now: datetime) -> DomainStatus | None:
+    """The domain as last observed: a host that does not answer adds nothing to what was seen of it."""
+    old = vm.status.domain
+    if domain is None:
+        return old if old is None or where.blind or old.state == "Absent" else _domain_status(old, "Absent", "-", old.uuid, old.request, now)
+    reason = "RecordLost" if runstrategy.maybe_running(vm, domain) else domain.reason
+    state = "Unknown" if reason == "RecordLost" else domain.state
+    return _domain_status(old, state, reason, domain.uuid, _request(old, domain), now)
+
+
+def _request(old: DomainStatus | None, domain: Domain) -> str | None:
+    """The request of a process that was seen; a definition alone proves no process."""
+    if domain.active:
+        return domain.live_owner.request if domain.live_owner else ""
+    if domain.owner is not None and domain.owner.off:
+        return domain.owner.request
+    return old.request if old else None
+
+
+def _domain_status(old: DomainStatus | None, state: str, reason: str, uuid: str | None, request: str | None, now: datetime) -> DomainStatus:
+    same = old is not None and (old.state, old.reason) == (state, reason)
+    return DomainStatus(state=state, reason=reason, since=old.since if old and same and old.since else now, uuid=uuid, request=request)
+
+
+def _disks(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -> tuple[DiskStatus, ...]:
+    """The disks that a definition has shown to exist; what was seen once stays on record."""
+    if host is None or domain is None:
+        return vm.status.disks
+    chains, old = dict(domain.chains), {disk.name: disk for disk in vm.status.disks}
+    config = domain.live or domain.inactive
+    there = {disk.alias for disk in config.disks} if config else set()
+    rows = []
+    for disk in vm.spec.disks:
+        alias, pool = f"ua-disk-{disk.name}", wanted.find_pool(host.spec, disk.pool)
+        if alias not in there or pool is None:
+            rows += [old[disk.name]] if disk.name in old else []
+            continue
+        rows.append(
+            DiskStatus(
+                name=disk.name, alias=alias, volume=wanted.volume_name(vm, disk), pool=disk.pool,
+                storage=wanted.storage_of(pool, host.host_uuid), chain=chains.get(alias, ()),
+            )
+        )
+    return tuple(rows)
+
+
+def _failures(vm: VirtualMachine, decision: Decision, now: datetime) -> StartFailures | None:
+    old = vm.status.start_failures
+    if decision.settled or (decision.say.reason in ("Halted", "StoppedAsAsked", "Finished")):
+        return None
+    if decision.failed is None:
+        return old
+    count = (old.count if old else 0) + 1
+    wait = timedelta(seconds=backoff.seconds(count))
+    return StartFailures(count=count, last_message=decision.failed.message, last_time=now, retry_time=now + wait)
+
+
+def _canonical(domain: Domain | None, old: str | None) -> str | None:
+    config = (domain.inactive or domain.live) if domain else None
+    return old or (config.machine if config else None)
+
+
+def _cpu_model(domain: Domain | None, old: str | None) -> str | None:
+    config = (domain.inactive or domain.live) if domain else None
+    return old or (config.cpu_model or None if config else None)
+
+
+def _pending(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -> list[str]:
+    """What of the spec the running process does not have."""
+    if host is None or domain is None or domain.live is None or host.facts is None or isinstance(host.answer, Unknown):
+        return []
+    if wanted.unsuited(vm, host) is not None:
+        return []
+    return wanted.differences(domain.live, _keep_machine(wanted.config(vm, host, domain), domain.live))
+
+
+def _keep_machine(config: DomainConfig, live: DomainConfig) -> DomainConfig:
+    from dataclasses import replace
+
+    return replace(config, machine=live.machine) if config.machine == "q35" else config
+
+
+def _conditions(vm: VirtualMachine, decision: Decision, domain: Domain | None, pending: list[str], now: datetime) -> tuple[Condition, ...]:
+    row, message, reason = reasons.VM[decision.say.reason], sentence(decision), decision.say.reason
+    conditions = vm.status.conditions
+
+    def put(kind: str, value: Truth, why: str, text: str) -> None:
+        nonlocal conditions
+        conditions = set_condition(conditions, kind, value, why, text, vm.metadata.generation, now)
+
+    put("Ready", cast(Truth, row.ready), reason, message)
+    put("Running", *_running(row, reason, message, domain))
+    put("Stalled", "True" if row.stalled else "False", reason if row.stalled else "NotStalled",
+        message if row.stalled else "Nothing waits for a change of the spec.")
+    put("Synchronized", *_synchronized(vm, decision, domain, pending))
+    put("RestartRequired", *_restart_required(pending))
+    put("AgentConnected", *_agent(vm, domain))
+    put("Conflict", "True" if row.state == "Conflict" else "False", reason if row.state == "Conflict" else "NoConflict",
+        message if row.state == "Conflict" else "No other domain has this VM's UUID or name.")
+    return conditions
+
+
+def _running(row: reasons.Reason, reason: str, message: str, domain: Domain | None) -> tuple[Truth, str, str]:
+    if domain is not None and domain.state in ("Running", "Blocked", "ShuttingDown"):
+        return "True", reason if row.running == "True" else "Running", message if row.running == "True" else "The guest's CPUs run."
+    if row.running == "Unknown" and (domain is None or not domain.active):
+        return "Unknown", reason, message
+    return "False", reason, message
+
+
+def _synchronized(vm: VirtualMachine, decision: Decision, domain: Domain | None, pending: list[str]) -> tuple[Truth, str, str]:
+    row = reasons.VM[decision.say.reason]
+    if row.ready == "Unknown":
+        return "Unknown", decision.say.reason, sentence(decision)
+    if pending:
+        return "False", "RestartRequired", "The spec was changed and takes effect at the next start: " + "; ".join(pending) + "."
+    if row.ready == "True":
+        return "True", "AsDeclared", "What was seen is what the spec says."
+    return "False", decision.say.reason, sentence(decision)
+
+
+def _restart_required(pending: list[str]) -> tuple[Truth, str, str]:
+    if not pending:
+        return "False", "NoChange", "The running process has everything that the spec says, or there is none."
+    text = "; ".join(pending)
+    return "True", "SpecChanged", f"{text}. It takes effect at the next start. Set spec.power.request to a new value to restart the VM now."
+
+
+def _agent(vm: VirtualMachine, domain: Domain | None) -> tuple[Truth, str, str]:
+    if vm.spec.guest_agent == "Disabled":
+        return "False", "AgentDisabled", "spec.guestAgent is Disabled."
+    if domain is None or domain.state not in ACTIVE_STATES:
+        return "False", "NotRunning", "There is no running guest to have an agent."
+    if domain.agent_connected is None:
+        return "Unknown", "NotSeen", "The channel was not looked at yet."
+    if domain.agent_connected:
+        return "True", "Connected", "The guest agent answers on its channel."
+    return "False", "NotConnected", "The guest runs no agent, or not yet. Install qemu-guest-agent in the guest."

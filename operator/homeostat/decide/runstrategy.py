@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a VM that is off is to be started: the table of docs/run-strategy.md."""
+
+from __future__ import annotations
+
+from homeostat.api.observed import ACTIVE_STATES, Domain
+from homeostat.api.virtualmachine import VirtualMachine
+
+STRATEGIES = ("Always", "RerunOnFailure", "Manual", "Halted")
+WAYS_OFF = ("Shutdown", "Crashed", "Destroyed", "Failed", "Unknown")
+"""How libvirt says a domain went off. SIGTERM to QEMU looks like the guest's own Shutdown, SIGKILL like Crashed (measured)."""
+
+# strategy -> the ways off after which it starts again unasked
+RESTARTS = {
+    "Always": frozenset(WAYS_OFF),
+    "RerunOnFailure": frozenset(WAYS_OFF) - {"Shutdown"},
+    "Manual": frozenset[str](),
+    "Halted": frozenset[str](),
+}
+
+
+def starts(strategy: str, way_off: str, *, served: bool, power_state: str = "Running") -> bool:
+    """Whether a domain that went off this way is started.
+
+    `served`: a process has run for the current spec.power.request. A way off that is no shutoff reason of libvirt's counts as
+    the nearest of WAYS_OFF: anything but Shutdown is a failure.
+    """
+    if strategy == "Halted" or power_state == "Stopped":
+        return False
+    if not served:
+        return True
+    return (way_off if way_off in WAYS_OFF else "Unknown") in RESTARTS[strategy]
+
+
+def way_off(domain: Domain) -> str:
+    """How the domain's last process ended: what we recorded when we saw it, else libvirt's reason."""
+    return (domain.owner.off if domain.owner and domain.owner.off else None) or domain.reason
+
+
+def served(vm: VirtualMachine, domain: Domain | None) -> bool:
+    """Whether a process has run for the VM's current power request.
+
+    A definition is prepared for a request before it is started, so the request alone does not say that a process ran. That it ran is said
+    by the mark left when its end was seen, by a way off that was not there when the definition was prepared, or by having been seen.
+    """
+    request = vm.spec.power.request
+    if domain is None:
+        return ran(vm, request)
+    if domain.owner is None or domain.owner.request != request:
+        return False
+    if domain.owner.off:
+        return True
+    return domain.reason not in ("Unknown", "Failed", domain.owner.was) or ran(vm, request)
+
+
+def ran(vm: VirtualMachine, request: str) -> bool:
+    """Whether status says that a process of this request was seen."""
+    seen = vm.status.domain
+    return seen is not None and seen.request == request and (
+        seen.state in ACTIVE_STATES or seen.reason == "RecordLost" or seen.reason in ("Shutdown", "Crashed", "Destroyed")
+    )
+
+
+def maybe_running(vm: VirtualMachine, domain: Domain) -> bool:
+    """Whether a domain that libvirt calls off may still have a process: no reason is known and it was last seen running.
+
+    libvirtd says Shutoff/Unknown after it lost its record of a running domain, and after every restart for all that are off.
+    """
+    if domain.active or domain.reason != "Unknown" or (domain.owner and domain.owner.off):
+        return False
+    seen = vm.status.domain
+    return seen is not None and (seen.state in ACTIVE_STATES or seen.reason == "RecordLost")

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a VM is and where it may be: section 4 of the design, read from what the hosts answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from homeostat.api.actions import Candidate
+from homeostat.api.meta import FINALIZER
+from homeostat.api.observed import Absent, Domain, Owner, Present, Unknown
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide.view import HostView, Say, VMView
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A host that has a domain with the VM's UUID."""
+
+    host: HostView
+    domain: Domain
+
+
+@dataclass(slots=True)
+class Whereabouts:
+    """`ours`: domains that are this VM's; `foreign`: domains with its UUID that are not, and whose.
+
+    `blind`: hosts where the VM may be and that cannot be asked, with why. `behind`: a host knows a newer generation than the object.
+    """
+
+    ours: list[Place] = field(default_factory=list)
+    foreign: list[tuple[Place, str]] = field(default_factory=list)
+    blind: list[tuple[str, Unknown]] = field(default_factory=list)
+    behind: bool = False
+
+    @property
+    def active(self) -> list[Place]:
+        """Those of ours that have a process."""
+        return [place for place in self.ours if place.domain.active]
+
+
+def locate(vm: VirtualMachine, view: VMView) -> Whereabouts:
+    """Sort the hosts' answers. Every reachable host counts, candidate or not; blind are only those where the VM may be."""
+    where = Whereabouts()
+    for host in _distinct(view):
+        if isinstance(host.answer, Present):
+            _sort(vm, view, Place(host, host.answer.domain), where)
+    where.behind = any(_newer(vm, place.domain.owner) for place in where.ours)
+    where.blind = list(_blind(vm, view, everywhere=where.behind))
+    return where
+
+
+def _distinct(view: VMView) -> Iterator[HostView]:
+    """Each host once: two Hypervisor objects may name the same one."""
+    seen: set[str] = set()
+    for host in view.hosts.values():
+        if host.host_uuid and host.host_uuid in seen:
+            continue
+        seen.add(host.host_uuid)
+        yield host
+
+
+def _sort(vm: VirtualMachine, view: VMView, place: Place, where: Whereabouts) -> None:
+    whose = claim(vm, place.domain.owner, view.cluster)
+    if whose == "ours":
+        where.ours.append(place)
+    else:
+        where.foreign.append((place, whose))
+
+
+def claim(vm: VirtualMachine, owner: Owner | None, cluster: str) -> str:
+    """Whose a domain with the VM's UUID is: "ours" (spec.takeover counted in), or words that say whose."""
+    takeover = vm.spec.takeover
+    if owner is None:
+        return "ours" if takeover == "Unowned" else "a domain that nobody manages"
+    if owner.cluster != cluster:
+        return "managed from another cluster"
+    if (owner.namespace, owner.name) != (vm.metadata.namespace, vm.metadata.name):
+        return f"the domain of VM {owner.namespace}/{owner.name}"
+    if owner.uid == vm.metadata.uid or takeover == "PreviousIncarnation":
+        return "ours"
+    return "the domain of an earlier VM of this name"
+
+
+def _newer(vm: VirtualMachine, owner: Owner | None) -> bool:
+    return owner is not None and owner.uid == vm.metadata.uid and owner.generation > vm.metadata.generation
+
+
+def may_be_anywhere(vm: VirtualMachine) -> bool:
+    """Whether every Hypervisor is a candidate: the list was lost, or a domain made by somebody else is to be taken over."""
+    return not vm.status.candidates and (FINALIZER in vm.metadata.finalizers or vm.spec.domain_uuid is not None)
+
+
+def _blind(vm: VirtualMachine, view: VMView, *, everywhere: bool) -> Iterator[tuple[str, Unknown]]:
+    if everywhere or may_be_anywhere(vm):
+        for host in view.hosts.values():
+            if isinstance(host.answer, Unknown) and not host.released and not _abandoned(vm, host.name):
+                yield host.name, host.answer
+    for candidate in vm.status.candidates:
+        unknown = _candidate_blind(vm, view, candidate.hypervisor, candidate.host_uuid)
+        if unknown is not None and not (everywhere and candidate.hypervisor in view.hosts):
+            yield candidate.hypervisor, unknown
+
+
+def _candidate_blind(vm: VirtualMachine, view: VMView, name: str, host_uuid: str) -> Unknown | None:
+    host = host_of(view, name, host_uuid)
+    if _abandoned(vm, name) or (host is not None and host.released):
+        return None
+    if host is None:
+        if name in view.hosts:
+            return Unknown("IdentityMismatch", f"Hypervisor {name} is another machine now; the VM may be on host {host_uuid}")
+        return Unknown("HypervisorMissing", f"there is no Hypervisor {name}")
+    return host.answer if isinstance(host.answer, Unknown) else None
+
+
+def host_of(view: VMView, name: str, host_uuid: str) -> HostView | None:
+    """The Hypervisor that speaks for a candidate: the machine counts, then the name."""
+    named = view.hosts.get(name)
+    if named is not None and named.host_uuid in ("", host_uuid):
+        return named
+    return next((host for host in view.hosts.values() if host.host_uuid == host_uuid and host_uuid), None)
+
+
+def _abandoned(vm: VirtualMachine, hypervisor: str) -> bool:
+    return vm.metadata.deletion_timestamp is not None and hypervisor in vm.spec.abandon_hosts
+
+
+def blindness(where: Whereabouts) -> Say:
+    """What is said of the first host that cannot be asked."""
+    name, unknown = where.blind[0]
+    known = {"HostNotAsked", "HypervisorMissing", "OutOfServiceButAnswering"}
+    since = f" since {unknown.since:%Y-%m-%dT%H:%M:%SZ}" if unknown.since else ""
+    reason = unknown.reason if unknown.reason in known else "HostUnreachable"
+    return Say(reason, f"Hypervisor {name} is unknown{since}: {unknown.message or unknown.reason}")
+
+
+def candidate_of(host: HostView) -> Candidate:
+    """A host as it is recorded in status.candidates."""
+    return Candidate(host.name, host.uid, host.host_uuid)
+
+
+def nowhere(host: HostView) -> bool:
+    """Whether the host proved that the VM is not there."""
+    return isinstance(host.answer, Absent)

@@ -162,7 +162,6 @@ def test_a_server_that_cannot_start_says_why() -> None:
     broken.directory.mkdir(parents=True)
     broken.ports  # noqa: B018 - recorded from here on
     (broken.directory / "etcd").write_text("not a directory")
-    with pytest.raises(ControlPlaneError, match=r"(?s)etcd died\n.*not a directory"):
-        broken.up()
-    broken.down()
+    with pytest.raises(ControlPlaneError, match=r"(?s)etcd died\n.*not a directory"), broken:
+        pass
     assert not broken.directory.exists()

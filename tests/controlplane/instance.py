@@ -102,7 +102,11 @@ class ControlPlane:
         return self._binaries
 
     def __enter__(self) -> Self:
-        self.up()
+        try:
+            self.up()
+        except BaseException:
+            self.down()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,12 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.controlplane.output import progress
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with progress(f"waiting for another process to be done with {directory}"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
 
 def _open_locked(directory: Path) -> int:
     while True:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, directory)
         # Its last owner may have removed the directory while we waited: then this lock is on nothing that has a name.
         try:
             if os.path.samestat(os.stat(directory), os.fstat(descriptor)):

@@ -102,6 +102,7 @@ class HostNetwork(Model):
             "vlan works with type OpenVSwitch only: libvirt cannot tag frames on a plain Linux bridge"
             " (make one bridge per VLAN), and a libvirt network has its VLAN in its own definition",
             lambda self: self.vlan is None or self.type == "OpenVSwitch",
+            path="vlan",
         ),
     )
 

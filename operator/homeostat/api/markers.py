@@ -19,18 +19,20 @@ class Rule:
     """A CEL rule on an object and the sentence a person reads when it refuses.
 
     `check` says the same of the model, so that both verdicts can be compared; a transition rule (`oldSelf`) has none.
-    `value` is a CEL expression of type string that is shown before the message.
+    `path` is the field that is at fault, seen from the object; `value` a CEL string that is shown before the message.
     """
 
     cel: str
     message: str
     check: Callable[[Any], bool] | None = field(default=None, compare=False)
+    path: str = ""
     value: str = ""
 
     def schema(self) -> JsonSchema:
         """Return the entry of x-kubernetes-validations."""
+        place = {"fieldPath": f".{self.path}"} if self.path else {}
         shown = {"messageExpression": f"{self.value} + ': {self.message}'"} if self.value else {}
-        return {"rule": self.cel, "message": self.message, **shown}
+        return {"rule": self.cel, **place, "message": self.message, **shown}
 
 
 def member(kind: str, name: str, alias: str) -> Rule:
@@ -39,6 +41,7 @@ def member(kind: str, name: str, alias: str) -> Rule:
         f"has(self.{alias}) == (self.type == '{kind}')",
         f"{alias} belongs to type {kind}: set it with that type, and with no other",
         lambda self: (getattr(self, name) is not None) == (self.type == kind),
+        path=alias,
     )
 
 

@@ -135,7 +135,8 @@ def between(low: str, high: str, name: str, alias: str) -> Rule:
             getattr(self, name) is None
             or parse_quantity(low) <= parse_quantity(getattr(self, name)) <= parse_quantity(high)
         ),
-        f"self.{alias}",
+        path=alias,
+        value=f"self.{alias}",
     )
 
 

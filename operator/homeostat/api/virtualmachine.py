@@ -158,6 +158,7 @@ class DiskSource(Model):
             "!has(self.blank) || self.type == 'Blank'",
             "blank belongs to type Blank: set it with that type, and with no other",
             lambda self: self.blank is None or self.type == "Blank",
+            path="blank",
         ),
         member("Image", "image", "image"),
         member("Volume", "volume", "volume"),
@@ -165,6 +166,7 @@ class DiskSource(Model):
         Rule(
             "self.type == oldSelf.type",
             "a disk keeps its source: add a disk with another name, or remove this one first",
+            path="type",
         ),
     )
 
@@ -186,23 +188,27 @@ class Disk(Model):
             "self.source.type != 'Blank' || has(self.size)",
             "a disk with source Blank needs a size",
             lambda self: self.source.type != "Blank" or self.size is not None,
+            path="size",
         ),
         Rule(
             "self.source.type != 'Volume' || !has(self.size)",
             "a disk with source Volume has the size of the volume: leave size out",
             lambda self: self.source.type != "Volume" or self.size is None,
+            path="size",
         ),
         between("1Mi", "64Ti", "size", "size"),
         Rule(
             "self.source.type != 'Volume' || self.deletionPolicy != 'Delete'",
             "deletionPolicy Delete is not for source Volume: a volume that was not created here is not deleted here",
             lambda self: self.source.type != "Volume" or self.deletion_policy != "Delete",
+            path="deletionPolicy",
         ),
-        Rule("self.pool == oldSelf.pool", "a disk stays in its pool: pool cannot be changed"),
+        Rule("self.pool == oldSelf.pool", "a disk stays in its pool: pool cannot be changed", path="pool"),
         Rule(
             "has(self.size) == has(oldSelf.size)"
             " && (!has(self.size) || quantity(self.size).compareTo(quantity(oldSelf.size)) == 0)",
             "size cannot be changed: a disk never shrinks, and growing one is not supported yet",
+            path="size",
         ),
     )
 
@@ -275,23 +281,27 @@ class VirtualMachineSpec(Model):
             "self.power.state != 'Stopped' || self.runStrategy == 'Manual'",
             "power.state Stopped is for runStrategy Manual only: use runStrategy Halted to keep the VM off",
             lambda self: self.power.state != "Stopped" or self.run_strategy == "Manual",
+            path="power.state",
         ),
         Rule(
             "has(self.domainUUID) == has(oldSelf.domainUUID)"
             " && (!has(self.domainUUID) || self.domainUUID == oldSelf.domainUUID)",
             "domainUUID is set at creation or never, and cannot be changed",
+            path="domainUUID",
         ),
         Rule(
             "!has(self.disks) || self.disks.all(d, !has(d.serial)"
             " || self.disks.exists_one(e, has(e.serial) && e.serial == d.serial))",
             "two disks have the same serial: the guest could not tell them apart",
             lambda self: _unique(disk.serial for disk in self.disks),
+            path="disks",
         ),
         Rule(
             "!has(self.interfaces) || self.interfaces.all(i, !has(i.mac)"
             " || self.interfaces.exists_one(e, has(e.mac) && e.mac == i.mac))",
             "two interfaces have the same mac",
             lambda self: _unique(interface.mac for interface in self.interfaces),
+            path="interfaces",
         ),
     )
 

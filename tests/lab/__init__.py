@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real libvirt hosts on one machine, and the faults that drills do to them."""
+
+from tests.lab.host import Host
+from tests.lab.lab import Lab, labs
+from tests.lab.processes import LabError, Process
+
+__all__ = ["Host", "Lab", "LabError", "Process", "labs"]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`homeostat run`: the lease, the operator, the endpoints, and an end within seconds whatever hosts do."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+
+from homeostat.hosts.libvirt_driver import LibvirtDriver
+from homeostat.kube.http import HttpTransport
+from homeostat.kube.lease import Lease, LeaseLost
+from homeostat.kube.source import KopfSource
+from homeostat.kube.transport import ApiError, ApiUnreachable
+from homeostat.cli.endpoints import Endpoints
+from homeostat.reconcile.operator import Operator
+from homeostat.reconcile.settings import Settings
+from homeostat.runtime import logs
+
+log = logging.getLogger("homeostat")
+END_SECONDS = 5.0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run until a signal; never returns. Exit status 0 after a signal, 1 after a failure."""
+    logs.configure(args.log_format, args.log_level)
+    try:
+        settings = _settings(args)
+    except ValueError as error:
+        sys.exit(f"homeostat: {error}")
+    try:
+        code = asyncio.run(_main(args, settings))
+    except KeyboardInterrupt:
+        code = 0
+    # Threads of calls to hosts that never answer cannot be ended: do not wait for them.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    kinds = {field.name: type(getattr(Settings(), field.name)) for field in fields(Settings)}
+    changes = {}
+    for item in args.set:
+        name, _, value = item.partition("=")
+        if name not in kinds:
+            raise ValueError(f"--set {name}: there is no such setting; there are {', '.join(sorted(kinds))}")
+        changes[name] = kinds[name](value)
+    return replace(Settings(lease_seconds=args.lease_seconds), **changes)
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+async def _main(args: argparse.Namespace, settings: Settings) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    work = asyncio.create_task(_work(args, settings), name="work")
+    stopping = asyncio.create_task(stop.wait(), name="signal")
+    await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not work.done():
+        log.info("ending on a signal")
+        work.cancel()
+        await asyncio.wait({work}, timeout=END_SECONDS)
+        return 0
+    return _failed(work)
+
+
+def _failed(work: asyncio.Task[None]) -> int:
+    error = work.exception()
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ApiError | ApiUnreachable | LeaseLost | RuntimeError):
+        log.error("ending: %s", error)
+    else:
+        log.error("ending: %s: %s", type(error).__name__, error)
+        log.debug("ending", exc_info=error)
+    return 1
+
+
+async def _work(args: argparse.Namespace, settings: Settings) -> None:
+    transport = await HttpTransport.connect(args.kubeconfig)
+    log.info("using the API server at %s", transport.server)
+    operator = Operator(
+        transport=transport,
+        driver=LibvirtDriver(),
+        source=KopfSource(args.kubeconfig, args.namespace),
+        now=now,
+        settings=settings,
+        namespace=args.namespace,
+    )
+    lease = Lease(transport, args.namespace, args.identity, now, seconds=settings.lease_seconds)
+    try:
+        async with asyncio.TaskGroup() as group:
+            if args.listen:
+                group.create_task(Endpoints(operator, args.listen).run(), name="endpoints")
+            if settings.lease_seconds:
+                await lease.acquire()
+                group.create_task(lease.keep(), name="lease")
+            group.create_task(operator.run(), name="operator")
+    finally:
+        if settings.lease_seconds:
+            await asyncio.wait_for(asyncio.shield(lease.release()), 2)
+        await transport.close()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything Kubernetes: one request at a time, watching, the lease, events."""

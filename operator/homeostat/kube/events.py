@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kubernetes Events on transitions. An Event that cannot be written is only logged."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from homeostat.api.meta import API_VERSION, rfc3339
+from homeostat.kube.transport import ApiError, ApiUnreachable, Transport
+
+log = logging.getLogger(__name__)
+MAX_NOTE = 1024
+
+
+class Recorder:
+    """Writes Events."""
+
+    def __init__(self, transport: Transport, now: Callable[[], datetime]) -> None:
+        self._transport, self._now = transport, now
+
+    async def record(self, kind: str, seen: dict[str, Any], reason: str, note: str, *, warning: bool) -> None:
+        """Write one Event about an object. Never raises."""
+        meta, now = seen["metadata"], self._now()
+        namespace = meta.get("namespace") or "default"
+        digest = hashlib.sha256(f"{meta['uid']}{reason}{note}{now.isoformat()}".encode()).hexdigest()[:10]
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{meta['name'][:200]}.{digest}", "namespace": namespace},
+            "involvedObject": {
+                "apiVersion": API_VERSION, "kind": kind, "name": meta["name"], "namespace": meta.get("namespace", ""), "uid": meta["uid"],
+            },
+            "type": "Warning" if warning else "Normal",
+            "reason": reason,
+            "message": note[:MAX_NOTE],
+            "firstTimestamp": rfc3339(now),
+            "lastTimestamp": rfc3339(now),
+            "count": 1,
+            "source": {"component": "homeostat"},
+            "reportingComponent": "homeostat.dev/operator",
+        }
+        try:
+            await self._transport.request("POST", f"/api/v1/namespaces/{namespace}/events", body=event)
+        except (ApiError, ApiUnreachable) as error:
+            log.info("an event could not be written: %s", error)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transport on the official client: its kubeconfig, its in-cluster login, its connection pool. Never retries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from homeostat.kube.transport import JSON, ApiError, ApiUnreachable
+
+
+class HttpTransport:
+    """Sends requests to the API server of a kubeconfig, or of the cluster this process runs in."""
+
+    def __init__(self, api: client.ApiClient, timeout_seconds: float = 30.0) -> None:
+        self._api, self._timeout = api, timeout_seconds
+        self.server = str(api.configuration.host)
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None = None) -> HttpTransport:
+        """A transport for a kubeconfig file, $KUBECONFIG, or the service account of the pod. Raises ApiUnreachable."""
+        settings = client.Configuration()
+        settings.retries = False
+        settings.connection_pool_maxsize = 64
+        try:
+            if kubeconfig is not None:
+                await config.load_kube_config(config_file=kubeconfig, client_configuration=settings)
+            else:
+                await _default_config(settings)
+        except (config.ConfigException, OSError, ValueError) as error:
+            raise ApiUnreachable(f"no usable kubeconfig: {error}") from error
+        return cls(client.ApiClient(configuration=settings))
+
+    async def request(
+        self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None, content_type: str = JSON
+    ) -> dict[str, Any]:
+        """See Transport."""
+        url = f"{self.server}{path}" + (f"?{urlencode(query)}" if query else "")
+        headers = {"Accept": JSON, "Content-Type": content_type}
+        for setting in (await self._api.configuration.auth_settings()).values():
+            headers[setting["key"]] = setting["value"]  # type: ignore[index]
+        try:
+            answer = await self._api.rest_client.request(method, url, headers=headers, body=body, _request_timeout=self._timeout)
+            data = await answer.read()
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise ApiUnreachable(f"{method} {path}: {error or type(error).__name__}") from error
+        except client.ApiException as error:
+            raise _refusal(int(error.status or 0), error.body or b"") from error
+        if not 200 <= answer.status < 300:
+            raise _refusal(answer.status, data)
+        return dict(json.loads(data)) if data else {}
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()
+
+
+async def _default_config(settings: client.Configuration) -> None:
+    try:
+        config.load_incluster_config(client_configuration=settings)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=settings)
+
+
+def _refusal(status: int, data: bytes | str) -> ApiError:
+    try:
+        answer = json.loads(data)
+        return ApiError(status, answer.get("reason", ""), answer.get("message", ""))
+    except (ValueError, AttributeError):
+        return ApiError(status, "", f"HTTP status {status}")

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this process knows of all VMs and all hosts: rebuilt from lists, watches and the hosts, never a source of truth.
+
+It answers what one object alone cannot: how full a host is, which VM a domain belongs to, which Hypervisors name one host.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from homeostat.api.hypervisor import Hypervisor
+from homeostat.api.meta import FINALIZER
+from homeostat.api.observed import HostAnswer
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import hypervisor as verdicts
+from homeostat.decide import wanted
+from homeostat.hosts.informer import HostInformer
+from homeostat.runtime.controller import Key
+
+WAITING = frozenset({"NoRoom", "NoHost", "UnknownHost", "NoHostMatches", "UnknownPool", "UnknownNetwork", "NotAllowed", "TooBig", "UnknownCPUModel", "DiskElsewhere"})
+"""Reasons of VMs that wait for the fleet to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a VM takes, and of which hosts (by host UUID)."""
+
+    hosts: frozenset[str]
+    cpus: int
+    memory_mib: int
+
+
+@dataclass(slots=True)
+class Fleet:
+    """All VMs and Hypervisors, as last heard of."""
+
+    now: Callable[[], datetime]
+    hypervisors: dict[str, Hypervisor] = field(default_factory=dict)
+    informers: dict[str, HostInformer] = field(default_factory=dict)
+    vms: dict[Key, VirtualMachine] = field(default_factory=dict)
+    _keys: dict[str, Key] = field(default_factory=dict)  # domain UUID -> VM
+    _claims: dict[Key, Claim] = field(default_factory=dict)
+    _cpus: Counter[str] = field(default_factory=Counter)  # host UUID -> CPUs claimed by VMs
+    _memory: Counter[str] = field(default_factory=Counter)
+    _names: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # host UUID -> Hypervisors
+
+    # VMs
+    def note_vm(self, key: Key, vm: VirtualMachine | None) -> None:
+        """Take note of a VM as read or heard of last; None: it is gone."""
+        old = self.vms.pop(key, None)
+        if old is not None:
+            self._keys.pop(wanted.domain_uuid(old), None)
+        if vm is None:
+            self._claim(key, None)
+            return
+        self.vms[key] = vm
+        self._keys[wanted.domain_uuid(vm)] = key
+        hosts = frozenset(candidate.host_uuid for candidate in vm.status.candidates)
+        self._claim(key, Claim(hosts, wanted.vcpus(vm), wanted.memory_mib(vm)))
+
+    def assume(self, key: Key, vm: VirtualMachine, hosts: frozenset[str]) -> None:
+        """Count a VM on hosts it was just given, before the API server has the list."""
+        self._claim(key, Claim(hosts, wanted.vcpus(vm), wanted.memory_mib(vm)))
+
+    def _claim(self, key: Key, claim: Claim | None) -> None:
+        old = self._claims.pop(key, None)
+        for host in old.hosts if old else ():
+            self._cpus[host] -= old.cpus if old else 0
+            self._memory[host] -= old.memory_mib if old else 0
+        if claim is not None:
+            self._claims[key] = claim
+            for host in claim.hosts:
+                self._cpus[host] += claim.cpus
+                self._memory[host] += claim.memory_mib
+
+    def key_of(self, uuid: str) -> Key | None:
+        """The VM whose domain has this UUID."""
+        return self._keys.get(uuid)
+
+    def waiting(self) -> Iterator[Key]:
+        """VMs that wait for a host that fits."""
+        return (key for key, vm in self.vms.items() if vm.status.reason in WAITING)
+
+    # Hypervisors
+    def note_hypervisor(self, name: str, hypervisor: Hypervisor | None) -> None:
+        """Take note of a Hypervisor as read or heard of last; None: it is gone."""
+        old = self.hypervisors.pop(name, None)
+        if old is not None and old.status.host_uuid:
+            self._names[old.status.host_uuid].discard(name)
+        if hypervisor is not None:
+            self.hypervisors[name] = hypervisor
+            if hypervisor.status.host_uuid:
+                self._names[hypervisor.status.host_uuid].add(name)
+
+    def answer(self, name: str) -> HostAnswer:
+        """What a host says, from its informer."""
+        informer = self.informers.get(name)
+        return informer.answer if informer else HostAnswer(reachable=None, reason="HostNotAsked", message="it is being connected to")
+
+    def host_uuid(self, hypervisor: Hypervisor) -> str:
+        """The identity of a host that is believed; "" before the first contact."""
+        return verdicts.pinned(hypervisor, self.answer(hypervisor.metadata.name)) or ""
+
+    def twins(self, hypervisor: Hypervisor) -> set[str]:
+        """Other Hypervisors that name the same host."""
+        return self._names.get(self.host_uuid(hypervisor), set()) - {hypervisor.metadata.name}
+
+    def verdict(self, hypervisor: Hypervisor) -> tuple[str, str]:
+        """(reason, details) of a Hypervisor, without what only its own reconcile knows."""
+        name = hypervisor.metadata.name
+        return verdicts.verdict(hypervisor, self.answer(name), self.twins(hypervisor))
+
+    def holds(self, hypervisor: Hypervisor) -> tuple[str, ...]:
+        """VMs that may be on a host, as namespace/name."""
+        uuid, name = self.host_uuid(hypervisor), hypervisor.metadata.name
+        return tuple(sorted("/".join(key) for key, vm in self.vms.items() if _may_be_on(vm, name, uuid)))
+
+    def claims(self, hypervisor: Hypervisor) -> verdicts.Claims:
+        """What is promised of a host, to VMs and to domains that are no VM's."""
+        uuid, holds = self.host_uuid(hypervisor), self.holds(hypervisor)
+        cpus, memory, strangers = self._strangers(hypervisor.metadata.name, uuid)
+        known = frozenset(vm.metadata.uid for vm in self.vms.values())
+        return verdicts.Claims(self._cpus[uuid] + cpus, self._memory[uuid] + memory, len(holds) + strangers, holds, known)
+
+    def free(self, hypervisor: Hypervisor, key: Key) -> tuple[int, int]:
+        """(CPUs, MiB) taken of a host by all but the VM itself."""
+        uuid = self.host_uuid(hypervisor)
+        cpus, memory, _ = self._strangers(hypervisor.metadata.name, uuid)
+        own = self._claims.get(key)
+        mine = own if own and uuid in own.hosts else Claim(frozenset(), 0, 0)
+        return self._cpus[uuid] + cpus - mine.cpus, self._memory[uuid] + memory - mine.memory_mib
+
+    def _strangers(self, name: str, host_uuid: str) -> tuple[int, int, int]:
+        """CPUs, MiB and number of running domains that are not counted by any VM's candidates."""
+        cpus = memory = count = 0
+        for domain in self.answer(name).domains.values():
+            key = self._keys.get(domain.uuid)
+            claim = self._claims.get(key) if key else None
+            if not domain.active or (claim is not None and host_uuid in claim.hosts):
+                continue
+            config = domain.live or domain.inactive
+            count += 1
+            cpus += config.sockets * config.cores * config.threads if config else 0
+            memory += config.memory_mib if config else 0
+        return cpus, memory, count
+
+
+def _may_be_on(vm: VirtualMachine, name: str, host_uuid: str) -> bool:
+    if not vm.status.candidates:
+        return FINALIZER in vm.metadata.finalizers
+    return any(candidate.hypervisor == name or candidate.host_uuid == host_uuid for candidate in vm.status.candidates)

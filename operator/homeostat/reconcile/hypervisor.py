@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over one Hypervisor: keep its informer as the spec says, and say what the host says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from homeostat.api import reasons
+from homeostat.api.hypervisor import Hypervisor, HypervisorStatus
+from homeostat.api.meta import FINALIZER
+from homeostat.api.observed import Credentials, HostAnswer
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import hypervisor as verdicts
+from homeostat.hosts.driver import Driver
+from homeostat.hosts.informer import HostInformer
+from homeostat.kube.client import Client
+from homeostat.kube.events import Recorder
+from homeostat.kube.transport import ApiError, ApiUnreachable
+from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.settings import Settings
+from homeostat.runtime import metrics
+from homeostat.runtime.controller import Key, Result, Retry
+
+log = logging.getLogger(__name__)
+STATUS_MANAGER = "homeostat-hypervisor"
+CREDENTIAL_KEYS = ("ca.crt", "tls.crt", "tls.key")
+SECRET_RESYNC_SECONDS = 60.0
+Object = dict[str, Any]
+
+
+class HypervisorReconciler:
+    """Reconciles Hypervisors and owns their informers."""
+
+    def __init__(
+        self,
+        client: Client,
+        fleet: Fleet,
+        recorder: Recorder,
+        settings: Settings,
+        now: Callable[[], datetime],
+        cluster: str,
+        driver: Driver,
+        on_change: Callable[[str, set[str] | None], None],
+    ) -> None:
+        self._client, self._fleet, self._recorder, self._settings = client, fleet, recorder, settings
+        self._now, self._cluster, self._driver, self._on_change = now, cluster, driver, on_change
+        self._written: dict[str, float] = {}  # when a status was last written
+
+    async def reconcile(self, key: Key) -> Result:
+        """Read, observe, decide, perform one action, report."""
+        seen = await self._read(key)
+        if seen is None:
+            return Result()
+        hypervisor = Hypervisor.model_validate(seen)
+        self._fleet.note_hypervisor(key[1], hypervisor)
+        missing = await self._configure(hypervisor)
+        answer = self._answer(hypervisor, missing)
+        claims = self._fleet.claims(hypervisor)
+        said = verdicts.verdict(hypervisor, answer, self._fleet.twins(hypervisor), holds=len(claims.holds))
+        if said[0] == "Released":
+            return await self._release(key, seen)
+        if FINALIZER not in hypervisor.metadata.finalizers and hypervisor.metadata.deletion_timestamp is None:
+            seen = await self._hold(seen)
+        status = verdicts.status(hypervisor, answer, said, claims, self._cluster, self._now())
+        return Result(await self._report(hypervisor, seen, status))
+
+    async def _read(self, key: Key) -> Object | None:
+        try:
+            seen = await self._client.get(Hypervisor, "", key[1])
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the Hypervisor could not be read: {error}") from error
+        if seen is None:
+            self._fleet.note_hypervisor(key[1], None)
+            self._written.pop(key[1], None)
+            informer = self._fleet.informers.pop(key[1], None)
+            if informer is not None:
+                await informer.close()
+            self._on_change(key[1], None)
+        return seen
+
+    async def _configure(self, hypervisor: Hypervisor) -> str | None:
+        """Bring the informer to the spec's URI, credentials and identity; returns what is missing of the credentials."""
+        name, spec = hypervisor.metadata.name, hypervisor.spec
+        credentials: Credentials | None = None
+        if spec.credentials is not None:
+            secret = spec.credentials.secret_ref.name
+            try:
+                credentials = await self._client.credentials(secret)
+            except (ApiError, ApiUnreachable) as error:
+                raise Retry(f"Secret {secret} could not be read: {error}") from error
+            absent = [each for each in CREDENTIAL_KEYS if not credentials or not credentials.files.get(each)]
+            if absent:
+                return f"Secret {self._client.namespace}/{secret} " + (f"lacks {', '.join(absent)}" if credentials else "does not exist")
+        informer = self._fleet.informers.get(name)
+        if informer is None:
+            informer = HostInformer(name, self._driver, self._now, self._settings, self._on_change)
+            self._fleet.informers[name] = informer
+        informer.configure(spec.uri, credentials, spec.host_uuid or hypervisor.status.host_uuid)
+        return None
+
+    def _answer(self, hypervisor: Hypervisor, missing: str | None) -> HostAnswer:
+        answer = self._fleet.answer(hypervisor.metadata.name)
+        if missing is not None and not answer.reachable:
+            return HostAnswer(reachable=False, since=answer.since, heard=answer.heard, reason="CredentialsMissing", message=missing)
+        return answer
+
+    async def _hold(self, seen: Object) -> Object:
+        try:
+            return await self._client.add_finalizer(Hypervisor, seen, FINALIZER)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the finalizer could not be added: {error}") from error
+
+    async def _release(self, key: Key, seen: Object) -> Result:
+        """Let the object go when no VM, listed live, may be on its host."""
+        try:
+            for item in await self._client.list(VirtualMachine):
+                vm = VirtualMachine.model_validate(item)
+                self._fleet.note_vm((vm.metadata.namespace, vm.metadata.name), vm)
+            if self._fleet.holds(Hypervisor.model_validate(seen)):
+                return Result(0.0)
+            if FINALIZER in seen["metadata"].get("finalizers", []):
+                await self._client.remove_finalizer(Hypervisor, seen, FINALIZER)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the finalizer could not be removed: {error}") from error
+        return Result()
+
+    async def _report(self, hypervisor: Hypervisor, seen: Object, status: HypervisorStatus) -> float | None:
+        """Write the status if it changed: a transition at once, figures at most every ten seconds."""
+        name, old = hypervisor.metadata.name, hypervisor.status
+        metrics.hosts.labels(name).set(1 if self._fleet.answer(name).reachable else 0)
+        resync = SECRET_RESYNC_SECONDS if hypervisor.spec.credentials is not None else None
+        if status.wire() == old.wire():
+            return resync
+        now = asyncio.get_running_loop().time()
+        left = self._written.get(name, -1e9) + self._settings.hypervisor_write_seconds - now
+        transition = (status.reason, status.host_uuid, status.observed_generation) != (old.reason, old.host_uuid, old.observed_generation)
+        if left > 0 and not transition:
+            return left
+        try:
+            written = await self._client.apply_status(Hypervisor, seen, status.wire(), STATUS_MANAGER)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the status could not be written: {error}") from error
+        self._written[name] = now
+        self._fleet.note_hypervisor(name, Hypervisor.model_validate(written))
+        if transition:
+            await self._tell(hypervisor, seen, status)
+        return resync
+
+    async def _tell(self, hypervisor: Hypervisor, seen: Object, status: HypervisorStatus) -> None:
+        """An Event for each transition, and a look at the VMs it matters to."""
+        self._on_change(hypervisor.metadata.name, None)
+        if status.reason == hypervisor.status.reason:
+            return
+        row = reasons.HYPERVISOR[status.reason or "Connecting"]
+        text = next((c.message for c in status.conditions if c.type == "Ready"), "")
+        log.info("is %s: %s", row.state, text)
+        await self._recorder.record("Hypervisor", seen, status.reason or "", text, warning=row.ready == "False")

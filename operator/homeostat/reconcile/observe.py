@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what hosts say to what a decision reads: from their caches, or asked now."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from homeostat.api.hypervisor import Hypervisor
+from homeostat.api.observed import Absent, Answer, HostAnswer, Present, Unknown
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import hypervisor as verdicts
+from homeostat.decide import wanted
+from homeostat.decide.placement import capacity
+from homeostat.decide.view import HostView, Look, VMView
+from homeostat.hosts.driver import Connection, HostError
+from homeostat.reconcile.fleet import Fleet
+from homeostat.runtime.controller import Key
+
+
+def from_caches(fleet: Fleet, key: Key, vm: VirtualMachine, cluster: str) -> VMView:
+    """What every host's informer says of this VM's domain."""
+    uuid = wanted.domain_uuid(vm)
+    hosts = {name: _host_view(fleet, key, hypervisor, uuid) for name, hypervisor in fleet.hypervisors.items()}
+    return VMView(cluster, hosts)
+
+
+def _host_view(fleet: Fleet, key: Key, hypervisor: Hypervisor, uuid: str) -> HostView:
+    name = hypervisor.metadata.name
+    answer = fleet.answer(name)
+    said = fleet.verdict(hypervisor)
+    view = HostView(
+        name=name,
+        uid=hypervisor.metadata.uid,
+        spec=hypervisor.spec,
+        labels=hypervisor.metadata.labels,
+        answer=cached_answer(answer, uuid),
+        host_uuid=fleet.host_uuid(hypervisor),
+        facts=answer.facts if answer.reachable else None,
+        closed=verdicts.closed(*said) or _not_admitted(hypervisor),
+        starts_blocked=verdicts.starts_blocked(*said),
+        released=verdicts.released(hypervisor, answer),
+    )
+    cpus, memory = capacity(view)
+    used_cpus, used_memory = fleet.free(hypervisor, key)
+    return replace(view, free_cpus=cpus - used_cpus, free_memory_mib=memory - used_memory)
+
+
+def _not_admitted(hypervisor: Hypervisor) -> tuple[str, str] | None:
+    """A Hypervisor takes VMs once its own reconcile has pinned its identity and holds it by a finalizer."""
+    from homeostat.api.meta import FINALIZER
+
+    if hypervisor.status.host_uuid and FINALIZER in hypervisor.metadata.finalizers:
+        return None
+    return "Connecting", "its identity is being recorded"
+
+
+def cached_answer(answer: HostAnswer, uuid: str) -> Answer:
+    """What a host's cache says of a domain. Only a reachable host proves absence."""
+    if not answer.reachable:
+        reason = "HostNotAsked" if answer.reachable is None else answer.reason or "HostUnreachable"
+        return Unknown(reason, answer.message, answer.since)
+    domain = answer.domains.get(uuid)
+    return Absent() if domain is None else Present(domain)
+
+
+async def look(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: Look) -> VMView:
+    """The view with the hosts of a look asked now, all at once; hosts that were asked before keep what they said."""
+    uuid, name = wanted.domain_uuid(vm), wanted.domain_name(vm)
+    names = [host for host in wish.hosts if host in view.hosts]
+    asked = await asyncio.gather(*(_ask(fleet, view.hosts[host], uuid, name) for host in names))
+    hosts = {**view.hosts, **dict(zip(names, asked, strict=True))}
+    if wish.pools_on in hosts:
+        host = hosts[wish.pools_on]
+        needed = _needed(vm, host)
+        found = {pool: await _names(fleet, host.name, pool, needed.get(pool, frozenset())) for pool in wish.pools}
+        hosts[host.name] = replace(host, volumes={**host.volumes, **found})
+    return replace(view, hosts=hosts, fresh=True)
+
+
+async def _ask(fleet: Fleet, host: HostView, uuid: str, name: str) -> HostView:
+    informer = fleet.informers.get(host.name)
+    if informer is None:
+        return host
+    answer = await informer.look(uuid, name)
+    holder = answer.name_holder if answer.name_holder != uuid else None
+    return replace(host, answer=answer.answer, name_holder=holder)
+
+
+def _needed(vm: VirtualMachine, host: HostView) -> dict[str, frozenset[str]]:
+    pools: dict[str, set[str]] = {}
+    for volume in wanted.volumes(vm, host):
+        pools.setdefault(volume.pool, set()).add(volume.name)
+    return {pool: frozenset(names) for pool, names in pools.items()}
+
+
+async def _names(fleet: Fleet, host: str, pool: str, needed: frozenset[str]) -> frozenset[str] | Unknown:
+    """Names of a pool's volumes. One that is not in libvirt's list is absent only after a refresh: another host may have made it."""
+    connection = fleet.informers[host].connection
+    if connection is None:
+        return Unknown("HostUnreachable", "the host does not answer")
+    try:
+        names = await _listed(connection, pool)
+        if needed - names:
+            await connection.refresh_pool(pool)
+            names = await _listed(connection, pool)
+        return names
+    except HostError as error:
+        return Unknown("PoolUnavailable", error.message)
+
+
+async def _listed(connection: Connection, pool: str) -> frozenset[str]:
+    return frozenset(volume.name for volume in await connection.volumes(pool))

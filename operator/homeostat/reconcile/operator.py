@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator: two controllers, their source of events, and what wakes whom."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from homeostat.api.hypervisor import Hypervisor
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.hosts.driver import Driver
+from homeostat.kube.client import Client
+from homeostat.kube.events import Recorder
+from homeostat.kube.source import Source
+from homeostat.kube.transport import Transport
+from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.hypervisor import HypervisorReconciler
+from homeostat.reconcile.settings import Settings
+from homeostat.reconcile.vm import VMReconciler
+from homeostat.runtime.controller import Controller, Key
+
+log = logging.getLogger(__name__)
+
+
+class Operator:
+    """Everything of one operator process but its lease, its HTTP endpoints and its signals."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        driver: Driver,
+        source: Source,
+        now: Callable[[], datetime],
+        settings: Settings | None = None,
+        namespace: str = "homeostat-system",
+    ) -> None:
+        self._driver, self._source, self._now = driver, source, now
+        self.settings = settings or Settings()
+        self.client = Client(transport, namespace)
+        self.fleet = Fleet(now)
+        self._recorder = Recorder(transport, now)
+        self.hypervisors: Controller | None = None
+        self.vms: Controller | None = None
+
+    async def run(self) -> None:
+        """Work until cancelled; raises when the API server cannot be watched."""
+        cluster = await self.client.cluster_id()
+        hypervisor = HypervisorReconciler(
+            self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._driver, self._host_changed
+        )
+        vm = VMReconciler(self.client, self.fleet, self._recorder, self.settings, self._now, cluster)
+        resync = self.settings.resync_seconds
+        self.hypervisors = Controller("hypervisor", hypervisor.reconcile, keys=self._hypervisor_keys, workers=4, resync_seconds=resync)
+        self.vms = Controller("virtualmachine", vm.reconcile, keys=self._vm_keys, workers=self.settings.vm_workers, resync_seconds=resync)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._source.run((Hypervisor.plural, VirtualMachine.plural), self._seen), name="source")
+                group.create_task(self.hypervisors.run(), name="hypervisors")
+                group.create_task(self._vms_after_hypervisors(), name="virtualmachines")
+        finally:
+            await asyncio.gather(*(informer.close() for informer in self.fleet.informers.values()), return_exceptions=True)
+
+    @property
+    def synced(self) -> bool:
+        """Whether both kinds were listed since the start."""
+        return all(each is not None and each.synced.is_set() for each in (self.hypervisors, self.vms))
+
+    async def _vms_after_hypervisors(self) -> None:
+        # A VM decided on before any Hypervisor is known would be told that there is no host.
+        assert self.hypervisors is not None and self.vms is not None
+        await self.hypervisors.synced.wait()
+        await self.vms.run()
+
+    async def _hypervisor_keys(self) -> Iterable[Key]:
+        items = [_parsed(Hypervisor, item) for item in await self.client.list(Hypervisor)]
+        there = {item.metadata.name: item for item in items if item is not None}
+        for name in self.fleet.hypervisors.keys() | there.keys():
+            self.fleet.note_hypervisor(name, there.get(name))
+        # What was known and is not listed any more is looked at too: its deletion may have been missed.
+        return [("", name) for name in self.fleet.informers.keys() | there.keys()]
+
+    async def _vm_keys(self) -> Iterable[Key]:
+        items = [_parsed(VirtualMachine, item) for item in await self.client.list(VirtualMachine)]
+        there = {(item.metadata.namespace, item.metadata.name): item for item in items if item is not None}
+        for key in self.fleet.vms.keys() | there.keys():
+            self.fleet.note_vm(key, there.get(key))
+        return list(there)
+
+    def _seen(self, plural: str, kind: str, item: dict[str, Any]) -> None:
+        """An event: note the object, and look at what it may matter to."""
+        meta = item["metadata"]
+        if plural == Hypervisor.plural:
+            if self.hypervisors is not None:
+                self.hypervisors.queue.add(("", meta["name"]))
+            return
+        key = (meta.get("namespace", ""), meta["name"])
+        old = self.fleet.vms.get(key)
+        new = None if kind == "DELETED" else _parsed(VirtualMachine, item)
+        self.fleet.note_vm(key, new)
+        if self.vms is not None:
+            self.vms.queue.add(key)
+            if (old.status.candidates if old else ()) != (new.status.candidates if new else ()):
+                self._room_changed(old, new)
+
+    def _room_changed(self, old: VirtualMachine | None, new: VirtualMachine | None) -> None:
+        """Hosts' figures change, and what waits for room may fit now."""
+        assert self.vms is not None and self.hypervisors is not None
+        hosts = {candidate.hypervisor for vm in (old, new) if vm for candidate in vm.status.candidates}
+        for name in hosts & self.fleet.hypervisors.keys():
+            self.hypervisors.queue.add(("", name))
+        for key in self.fleet.waiting():
+            self.vms.queue.add(key)
+
+    def _host_changed(self, hypervisor: str, uuids: set[str] | None) -> None:
+        """Something changed on a host: look at these domains' VMs, or at all VMs."""
+        if self.vms is None or self.hypervisors is None:
+            return
+        self.hypervisors.queue.add(("", hypervisor))
+        for key in list(self.fleet.vms) if uuids is None else [key for uuid in uuids if (key := self.fleet.key_of(uuid))]:
+            self.vms.queue.add(key, resync=uuids is None)
+
+
+def _parsed(kind: type[Any], item: dict[str, Any]) -> Any:
+    try:
+        return kind.model_validate(item)
+    except ValidationError as error:
+        meta = item.get("metadata", {})
+        log.warning("%s %s cannot be read: %s", kind.__name__, meta.get("name"), "; ".join(e["msg"] for e in error.errors()))
+        return None

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be set; the defaults are the shipped ones, drills shorten them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All in seconds, but the numbers of workers and calls."""
+
+    resync_seconds: float = 600.0
+    host_resync_seconds: float = 30.0
+    sweep_seconds: float = 600.0
+    connect_timeout_seconds: float = 10.0
+    reconnect_seconds: float = 30.0
+    keepalive_interval_seconds: int = 5
+    keepalive_count: int = 3
+    call_deadline_seconds: float = 60.0
+    vm_workers: int = 16
+    host_calls: int = 8
+    settle_seconds: float = 5.0
+    """How long a passing state of a VM may last before it is written down."""
+    hypervisor_write_seconds: float = 10.0
+    """The least time between two writes of one Hypervisor's status that only change figures."""
+    lease_seconds: int = 15

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over one VirtualMachine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+
+from homeostat.api import actions as act
+from homeostat.api import reasons
+from homeostat.api.meta import FINALIZER
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import report
+from homeostat.decide.view import Decision, Failure, VMView
+from homeostat.decide.vm import decide
+from homeostat.hosts.driver import HostError, HostUnreachable
+from homeostat.hosts.perform import perform
+from homeostat.kube.client import Client
+from homeostat.kube.events import Recorder
+from homeostat.kube.transport import ApiError, ApiUnreachable
+from homeostat.reconcile import observe
+from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.settings import Settings
+from homeostat.runtime.controller import Key, Result, Retry
+
+log = logging.getLogger(__name__)
+STATUS_MANAGER, CANDIDATES_MANAGER = "homeostat-vm", "homeostat-candidates"
+MAX_LOOKS = 3
+Object = dict[str, Any]
+
+
+class VMReconciler:
+    """Reconciles VirtualMachines. What it keeps between passes only paces it: losing it costs a repetition."""
+
+    def __init__(self, client: Client, fleet: Fleet, recorder: Recorder, settings: Settings, now: Callable[[], datetime], cluster: str) -> None:
+        self._client, self._fleet, self._recorder = client, fleet, recorder
+        self._settings, self._now, self._cluster = settings, now, cluster
+        self._asked: dict[Key, float] = {}  # when the guest was last asked to power off
+        self._failed: dict[Key, Failure] = {}  # the last action that raised, until a decision has counted it
+        self._unwritten: dict[Key, float] = {}  # since when status differs from what is written, by a passing state
+
+    async def reconcile(self, key: Key) -> Result:
+        """Read, observe, decide, perform one action, report."""
+        seen = await self._read(key)
+        if seen is None:
+            return Result()
+        vm = VirtualMachine.model_validate(seen)
+        self._fleet.note_vm(key, vm)
+        view, decision = await self._decide(key, vm)
+        acted = await self._perform(key, vm, seen, decision)
+        if isinstance(decision.action, act.RemoveFinalizer):
+            return Result()
+        after = await self._report(key, vm, acted, view, decision)
+        return Result(0.0 if decision.action is not None and not isinstance(decision.action, act.Shutdown) else after)
+
+    async def _read(self, key: Key) -> Object | None:
+        try:
+            seen = await self._client.get(VirtualMachine, *key)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the VM could not be read: {error}") from error
+        if seen is None:
+            self._forget(key)
+        return seen
+
+    def _forget(self, key: Key) -> None:
+        self._fleet.note_vm(key, None)
+        for memory in (self._asked, self._failed, self._unwritten):
+            memory.pop(key, None)
+
+    async def _decide(self, key: Key, vm: VirtualMachine) -> tuple[VMView, Decision]:
+        """Decide on what the caches say; where that would change a host, ask the hosts and decide again."""
+        view = self._with_memory(key, observe.from_caches(self._fleet, key, vm, self._cluster))
+        for _ in range(MAX_LOOKS):
+            decision = decide(vm, view, self._now())
+            if decision.look is None:
+                break
+            view = await observe.look(self._fleet, vm, view, decision.look)
+        if decision.look is not None:
+            raise Retry(f"still nothing to act on after {MAX_LOOKS} looks at {', '.join(decision.look.hosts)}")
+        if isinstance(decision.action, act.RecordCandidates):
+            # Between this decision and the next one for another VM there is no await: it counts this VM already.
+            self._fleet.assume(key, vm, frozenset(candidate.host_uuid for candidate in decision.action.candidates))
+        return view, decision
+
+    def _with_memory(self, key: Key, view: VMView) -> VMView:
+        from dataclasses import replace
+
+        asked = self._asked.get(key)
+        ago = None if asked is None else asyncio.get_running_loop().time() - asked
+        return replace(view, asked_seconds_ago=ago, failure=self._failed.get(key))
+
+    async def _perform(self, key: Key, vm: VirtualMachine, seen: Object, decision: Decision) -> Object:
+        """Carry out the action, if any; returns the object as it is after it. What it returned proves nothing."""
+        action = decision.action
+        if action is None:
+            return seen
+        log.info("%s", _told(action), extra={"action": type(action).__name__})
+        if isinstance(action, act.RecordCandidates | act.AddFinalizer | act.RemoveFinalizer):
+            return await self._write(key, seen, action)
+        if isinstance(action, act.Shutdown):
+            self._asked[key] = asyncio.get_running_loop().time()
+        self._failed.pop(key, None)
+        await self._act(key, action)
+        return seen
+
+    async def _write(self, key: Key, seen: Object, action: act.ObjectAction) -> Object:
+        try:
+            match action:
+                case act.RecordCandidates(candidates):
+                    rows = [{"hypervisor": c.hypervisor, "uid": c.uid, "hostUUID": c.host_uuid} for c in candidates]
+                    written = await self._client.apply_status(VirtualMachine, seen, {"candidates": rows}, CANDIDATES_MANAGER)
+                case act.AddFinalizer():
+                    written = await self._client.add_finalizer(VirtualMachine, seen, FINALIZER)
+                case act.RemoveFinalizer():
+                    written = await self._client.remove_finalizer(VirtualMachine, seen, FINALIZER)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"{type(action).__name__}: {error}") from error
+        self._fleet.note_vm(key, VirtualMachine.model_validate(written))
+        return written
+
+    async def _act(self, key: Key, action: act.HostAction) -> None:
+        informer = self._fleet.informers.get(action.host)
+        if informer is None or informer.connection is None:
+            raise Retry(f"Hypervisor {action.host} is not connected")
+        try:
+            await perform(action, informer.connection, informer.answer.facts)
+        except HostUnreachable as error:
+            log.info("%s: not known whether it was carried out: %s", type(action).__name__, error.message)
+        except HostError as error:
+            log.info("%s was refused: %s", type(action).__name__, error.message)
+            if isinstance(action, act.CreateVolume | act.Define | act.Start):
+                self._failed[key] = Failure(action, error.message, self._now())
+
+    async def _report(self, key: Key, vm: VirtualMachine, seen: Object, view: VMView, decision: Decision) -> float | None:
+        """Write the status if it changed; a passing state only once it has lasted. Returns when to look again, in seconds."""
+        status = report.status(vm, view, decision, self._now())
+        if status.wire(exclude={"candidates"}) == vm.status.wire(exclude={"candidates"}):
+            self._unwritten.pop(key, None)
+            return decision.requeue_after
+        if report.passing(decision) and (left := self._left_to_settle(key)) > 0:
+            return min(left, decision.requeue_after or left)
+        try:
+            await self._client.apply_status(VirtualMachine, seen, status.wire(exclude={"candidates"}), STATUS_MANAGER)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the status could not be written: {error}") from error
+        self._unwritten.pop(key, None)
+        if decision.failed is not None:
+            self._failed.pop(key, None)
+        await self._tell(vm, seen, status.reason or "", decision)
+        return 0.0 if decision.failed is not None else decision.requeue_after
+
+    def _left_to_settle(self, key: Key) -> float:
+        now = asyncio.get_running_loop().time()
+        return self._unwritten.setdefault(key, now) + self._settings.settle_seconds - now
+
+    async def _tell(self, vm: VirtualMachine, seen: Object, reason: str, decision: Decision) -> None:
+        """An Event for each transition of the reason."""
+        if reason == vm.status.reason:
+            return
+        row = reasons.VM[reason]
+        log.info("is %s: %s", row.state, report.sentence(decision))
+        await self._recorder.record("VirtualMachine", seen, reason, report.sentence(decision), warning=row.ready != "True" and not row.passing)
+
+
+def _told(action: act.Action) -> str:
+    where = f" on {action.host}" if not isinstance(action, act.RecordCandidates | act.AddFinalizer | act.RemoveFinalizer) else ""
+    what = f" {action.name}" if isinstance(action, act.CreateVolume | act.DeleteVolume) else ""
+    return f"{type(action).__name__}{what}{where}"

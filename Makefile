@@ -14,7 +14,8 @@ BIN := .venv/bin
 LOCKS := requirements-build.lock requirements.lock
 STAMP := .venv/.installed-$(shell cat $(LOCKS) pyproject.toml | sha256sum | cut -c1-16)
 # libvirt-python has no wheel: it is compiled, with what requirements-build.lock pins and nothing else.
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --progress-bar off
+SHORT := { grep -E --line-buffered '^ *(Collecting|Building wheel)' || true; }
 PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: help
@@ -110,8 +111,8 @@ $(STAMP): | packages
 	@echo "venv: installing what the lock files pin"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) --require-hashes -r requirements-build.lock
-	@$(PIP) --require-hashes --no-build-isolation -r requirements.lock
-	@$(PIP) --no-deps --no-index --no-build-isolation --editable .
+	@$(PIP) --require-hashes -r requirements-build.lock | $(SHORT)
+	@$(PIP) --require-hashes --no-build-isolation -r requirements.lock | $(SHORT)
+	@$(PIP) --no-deps --no-index --no-build-isolation --editable . | $(SHORT)
 	@rm -f .venv/.installed-*
 	@touch $@

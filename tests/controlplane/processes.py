@@ -66,8 +66,16 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it lives."""
-        if self.pid is not None:
-            os.kill(self.pid, number)
+        if (pid := self.pid) is None:
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        # Looked at again: from here on the descriptor, unlike the pid, cannot come to mean another process.
+        if self.pid == pid:
+            signal.pidfd_send_signal(pidfd, number)
+        os.close(pidfd)
 
     def kill(self) -> None:
         """End it at once and forget it; fails when it outlives the kill by ten seconds."""

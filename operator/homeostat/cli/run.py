@@ -12,12 +12,12 @@ import sys
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 
+from homeostat.cli.endpoints import Endpoints
 from homeostat.hosts.libvirt_driver import LibvirtDriver
 from homeostat.kube.http import HttpTransport
 from homeostat.kube.lease import Lease, LeaseLost
 from homeostat.kube.source import KopfSource
 from homeostat.kube.transport import ApiError, ApiUnreachable
-from homeostat.cli.endpoints import Endpoints
 from homeostat.reconcile.operator import Operator
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime import logs

@@ -31,7 +31,10 @@ UNREACHABLE = frozenset({"TLSFailed", "AuthFailed", "CredentialsMissing", "Ident
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What VMs and domains take of a host. `holds` are VMs that may be there, `known` the UIDs of all VMs that exist."""
+    """What VMs and domains take of a host.
+
+    `holds` are VMs that may be there, `known` the UIDs of all VMs that exist.
+    """
 
     cpus: int
     memory_mib: int
@@ -56,7 +59,10 @@ def verdict(hypervisor: Hypervisor, answer: HostAnswer, twins: Iterable[str], *,
         return "Connecting", f"at {hypervisor.spec.uri}"
     if not answer.reachable:
         return answer.reason if answer.reason in UNREACHABLE else "Unreachable", answer.message
-    return _unfit(hypervisor, answer.facts) or ("Cordoned" if hypervisor.spec.maintenance == "Cordon" else "Connected", "")
+    return _unfit(hypervisor, answer.facts) or (
+        "Cordoned" if hypervisor.spec.maintenance == "Cordon" else "Connected",
+        "",
+    )
 
 
 def _unfit(hypervisor: Hypervisor, facts: HostFacts | None) -> tuple[str, str] | None:
@@ -78,7 +84,10 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def void_declaration(hypervisor: Hypervisor, answer: HostAnswer) -> str | None:
-    """Why spec.outOfService is void: the host was heard from after it was declared. None when it is valid or not set."""
+    """Why spec.outOfService is void: the host was heard from after it was declared.
+
+    None when it is valid or not set.
+    """
     out = hypervisor.spec.out_of_service
     heard = _heard(hypervisor, answer)
     if out is None or heard is None or heard <= out.since:
@@ -88,7 +97,11 @@ def void_declaration(hypervisor: Hypervisor, answer: HostAnswer) -> str | None:
 
 def released(hypervisor: Hypervisor, answer: HostAnswer) -> bool:
     """Whether a person vouches that nothing runs on the host, and nothing was heard that says otherwise."""
-    return hypervisor.spec.out_of_service is not None and not answer.reachable and void_declaration(hypervisor, answer) is None
+    return (
+        hypervisor.spec.out_of_service is not None
+        and not answer.reachable
+        and void_declaration(hypervisor, answer) is None
+    )
 
 
 def _heard(hypervisor: Hypervisor, answer: HostAnswer) -> datetime | None:
@@ -106,11 +119,15 @@ def starts_blocked(reason: str, details: str) -> tuple[str, str] | None:
     return (reason, details) if reason in ("DuplicateHost", "OutOfServiceButAnswering") else None
 
 
-def status(hypervisor: Hypervisor, answer: HostAnswer, said: tuple[str, str], claims: Claims, cluster: str, now: datetime) -> HypervisorStatus:
+def status(
+    hypervisor: Hypervisor, answer: HostAnswer, said: tuple[str, str], claims: Claims, cluster: str, now: datetime
+) -> HypervisorStatus:
     """The Hypervisor's whole status. What an unreachable host said last stays."""
     (reason, details), old, facts = said, hypervisor.status, answer.facts if answer.reachable else None
     row = reasons.HYPERVISOR[reason]
-    foreign, orphans = _strangers(hypervisor, answer, claims, cluster, now) if answer.reachable else (old.foreign_domains, old.orphans)
+    foreign, orphans = (
+        _strangers(hypervisor, answer, claims, cluster, now) if answer.reachable else (old.foreign_domains, old.orphans)
+    )
     return HypervisorStatus(
         observed_generation=hypervisor.metadata.generation,
         host_uuid=pinned(hypervisor, answer),
@@ -141,7 +158,9 @@ def pinned(hypervisor: Hypervisor, answer: HostAnswer) -> str | None:
     return hypervisor.spec.host_uuid or hypervisor.status.host_uuid or first
 
 
-def _strangers(hypervisor: Hypervisor, answer: HostAnswer, claims: Claims, cluster: str, now: datetime) -> tuple[int, tuple[Orphan, ...]]:
+def _strangers(
+    hypervisor: Hypervisor, answer: HostAnswer, claims: Claims, cluster: str, now: datetime
+) -> tuple[int, tuple[Orphan, ...]]:
     ours = [d for d in answer.domains.values() if d.owner is not None and d.owner.cluster == cluster]
     since = {orphan.uuid: orphan.since for orphan in hypervisor.status.orphans}
     orphans = [_orphan(d, since.get(d.uuid) or now) for d in ours if d.owner and d.owner.uid not in claims.known]
@@ -150,7 +169,13 @@ def _strangers(hypervisor: Hypervisor, answer: HostAnswer, claims: Claims, clust
 
 def _orphan(domain: Domain, since: datetime) -> Orphan:
     owner = domain.owner
-    return Orphan(uuid=domain.uuid, name=domain.name, namespace=owner.namespace if owner else None, vm=owner.name if owner else None, since=since)
+    return Orphan(
+        uuid=domain.uuid,
+        name=domain.name,
+        namespace=owner.namespace if owner else None,
+        vm=owner.name if owner else None,
+        since=since,
+    )
 
 
 def _pools(hypervisor: Hypervisor, facts: HostFacts | None) -> tuple[PoolStatus, ...]:
@@ -160,13 +185,22 @@ def _pools(hypervisor: Hypervisor, facts: HostFacts | None) -> tuple[PoolStatus,
     for pool in hypervisor.spec.pools:
         found = there.get(pool.pool)
         active = (found.state if found else "Missing") if facts else "Unknown"
-        rows.append(PoolStatus(name=pool.name, pool=pool.pool, active=cast(Literal["Active", "Inactive", "Missing", "Unknown"], active),
-                               capacity_mib=found.capacity // MIB if found else None))
+        rows.append(
+            PoolStatus(
+                name=pool.name,
+                pool=pool.pool,
+                active=cast(Literal["Active", "Inactive", "Missing", "Unknown"], active),
+                capacity_mib=found.capacity // MIB if found else None,
+            )
+        )
     return tuple(rows)
 
 
 def _networks(hypervisor: Hypervisor, facts: HostFacts | None) -> tuple[NetworkStatus, ...]:
-    return tuple(NetworkStatus(name=network.name, present=_presence(network.type, network, facts)) for network in hypervisor.spec.networks)
+    return tuple(
+        NetworkStatus(name=network.name, present=_presence(network.type, network, facts))
+        for network in hypervisor.spec.networks
+    )
 
 
 def _presence(kind: str, network: object, facts: HostFacts | None) -> Literal["Present", "Missing", "Unknown"]:
@@ -176,14 +210,36 @@ def _presence(kind: str, network: object, facts: HostFacts | None) -> Literal["P
     return "Present" if member.name in (facts.bridges if kind == "Bridge" else facts.networks) else "Missing"
 
 
-def _conditions(hypervisor: Hypervisor, answer: HostAnswer, reason: str, details: str, now: datetime) -> tuple[Condition, ...]:
+def _conditions(
+    hypervisor: Hypervisor, answer: HostAnswer, reason: str, details: str, now: datetime
+) -> tuple[Condition, ...]:
     row, generation = reasons.HYPERVISOR[reason], hypervisor.metadata.generation
-    text = " ".join(part for part in (row.meaning, f"{details[:1].upper()}{details[1:]}." if details else "", row.then, row.todo) if part)
+    text = " ".join(
+        part
+        for part in (row.meaning, f"{details[:1].upper()}{details[1:]}." if details else "", row.then, row.todo)
+        if part
+    )
     reach: Truth = "Unknown" if answer.reachable is None else "True" if answer.reachable else "False"
-    conditions = set_condition(hypervisor.status.conditions, "Ready", cast(Truth, row.ready), reason, text, generation, now)
-    conditions = set_condition(conditions, "Reachable", reach, answer.reason or ("Answers" if answer.reachable else "NotAsked"),
-                               answer.message or ("The host answers." if answer.reachable else "The host was not asked yet."), generation, now)
+    conditions = set_condition(
+        hypervisor.status.conditions, "Ready", cast(Truth, row.ready), reason, text, generation, now
+    )
+    conditions = set_condition(
+        conditions,
+        "Reachable",
+        reach,
+        answer.reason or ("Answers" if answer.reachable else "NotAsked"),
+        answer.message or ("The host answers." if answer.reachable else "The host was not asked yet."),
+        generation,
+        now,
+    )
     schedulable: Truth = "True" if reason == "Connected" else "False"
     conditions = set_condition(conditions, "Schedulable", schedulable, reason, text, generation, now)
-    return set_condition(conditions, "Stalled", "True" if row.stalled else "False", reason if row.stalled else "NotStalled",
-                         text if row.stalled else reasons.OTHER["NotStalled"], generation, now)
+    return set_condition(
+        conditions,
+        "Stalled",
+        "True" if row.stalled else "False",
+        reason if row.stalled else "NotStalled",
+        text if row.stalled else reasons.OTHER["NotStalled"],
+        generation,
+        now,
+    )

@@ -11,7 +11,17 @@ from homeostat.decide.view import HostView, Say, VMView
 from homeostat.decide.wanted import find_pool, memory_mib, storage_of, unsuited, vcpus
 
 # What is said when no host fits: the obstacle nearest to being overcome.
-_NEAREST = ("NoRoom", "NoHost", "DiskElsewhere", "TooBig", "UnknownCPUModel", "NotAllowed", "UnknownNetwork", "UnknownPool", "NoHostMatches")
+_NEAREST = (
+    "NoRoom",
+    "NoHost",
+    "DiskElsewhere",
+    "TooBig",
+    "UnknownCPUModel",
+    "NotAllowed",
+    "UnknownNetwork",
+    "UnknownPool",
+    "NoHostMatches",
+)
 
 
 def place(vm: VirtualMachine, view: VMView) -> HostView | Say:
@@ -30,7 +40,15 @@ def place(vm: VirtualMachine, view: VMView) -> HostView | Say:
 
 def obstacle(vm: VirtualMachine, host: HostView) -> Say | None:
     """Why the VM cannot be placed on this host; None when it can."""
-    return unwanted(vm, host) or unsuited(vm, host) or _elsewhere(vm, host) or _too_big(vm, host) or _no_cpu(vm, host) or _closed(host) or _full(vm, host)
+    return (
+        unwanted(vm, host)
+        or unsuited(vm, host)
+        or _elsewhere(vm, host)
+        or _too_big(vm, host)
+        or _no_cpu(vm, host)
+        or _closed(host)
+        or _full(vm, host)
+    )
 
 
 def unwanted(vm: VirtualMachine, host: HostView) -> Say | None:
@@ -51,7 +69,10 @@ def _elsewhere(vm: VirtualMachine, host: HostView) -> Say | None:
     for seen in vm.status.disks:
         pool = find_pool(host.spec, disks[seen.name].pool) if seen.name in disks else None
         if pool and seen.storage and storage_of(pool, host.host_uuid) != seen.storage:
-            return Say("DiskElsewhere", f"disk {seen.name!r} is on storage {seen.storage}, which Hypervisor {host.name} does not have")
+            return Say(
+                "DiskElsewhere",
+                f"disk {seen.name!r} is on storage {seen.storage}, which Hypervisor {host.name} does not have",
+            )
     return None
 
 
@@ -93,15 +114,19 @@ def _closed(host: HostView) -> Say | None:
 
 def _full(vm: VirtualMachine, host: HostView) -> Say | None:
     if memory_mib(vm) > host.free_memory_mib:
-        return Say("NoRoom", f"{memory_mib(vm)} MiB are asked for and Hypervisor {host.name} has {max(host.free_memory_mib, 0)} MiB left")
+        return Say(
+            "NoRoom",
+            f"{memory_mib(vm)} MiB are asked for, Hypervisor {host.name} has {max(host.free_memory_mib, 0)} MiB left",
+        )
     if vcpus(vm) > host.free_cpus:
-        return Say("NoRoom", f"{vcpus(vm)} CPUs are asked for and Hypervisor {host.name} has {max(host.free_cpus, 0)} left")
+        return Say(
+            "NoRoom", f"{vcpus(vm)} CPUs are asked for and Hypervisor {host.name} has {max(host.free_cpus, 0)} left"
+        )
     return None
 
 
 def _summary(verdicts: list[Say]) -> Say:
-    nearest = min(verdicts, key=lambda say: _NEAREST.index(say.reason))
-    return nearest
+    return min(verdicts, key=lambda say: _NEAREST.index(say.reason))
 
 
 def _some(names: Iterable[str], most: int = 5) -> str:

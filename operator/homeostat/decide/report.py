@@ -23,7 +23,7 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
     where, row, old = locate(vm, view), reasons.VM[decision.say.reason], vm.status
     host, domain = _seen(where)
     pending = _pending(vm, host, domain)
-    new = VirtualMachineStatus(
+    return VirtualMachineStatus(
         observed_generation=vm.metadata.generation,
         state=row.state,
         reason=decision.say.reason,
@@ -39,7 +39,6 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
         cpu_model=_cpu_model(domain, old.cpu_model),
         pending_changes=tuple(pending[:MAX_PENDING]),
     )
-    return new
 
 
 def passing(decision: Decision) -> bool:
@@ -71,7 +70,11 @@ def _domain(vm: VirtualMachine, domain: Domain | None, where: Whereabouts, now: 
     """The domain as last observed: a host that does not answer adds nothing to what was seen of it."""
     old = vm.status.domain
     if domain is None:
-        return old if old is None or where.blind or old.state == "Absent" else _domain_status(old, "Absent", "-", old.uuid, old.request, now)
+        return (
+            old
+            if old is None or where.blind or old.state == "Absent"
+            else _domain_status(old, "Absent", "-", old.uuid, old.request, now)
+        )
     reason = "RecordLost" if runstrategy.maybe_running(vm, domain) else domain.reason
     state = "Unknown" if reason == "RecordLost" else domain.state
     return _domain_status(old, state, reason, domain.uuid, _request(old, domain), now)
@@ -86,9 +89,13 @@ def _request(old: DomainStatus | None, domain: Domain) -> str | None:
     return old.request if old else None
 
 
-def _domain_status(old: DomainStatus | None, state: str, reason: str, uuid: str | None, request: str | None, now: datetime) -> DomainStatus:
+def _domain_status(
+    old: DomainStatus | None, state: str, reason: str, uuid: str | None, request: str | None, now: datetime
+) -> DomainStatus:
     same = old is not None and (old.state, old.reason) == (state, reason)
-    return DomainStatus(state=state, reason=reason, since=old.since if old and same and old.since else now, uuid=uuid, request=request)
+    return DomainStatus(
+        state=state, reason=reason, since=old.since if old and same and old.since else now, uuid=uuid, request=request
+    )
 
 
 def _disks(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -> tuple[DiskStatus, ...]:
@@ -106,8 +113,12 @@ def _disks(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -> 
             continue
         rows.append(
             DiskStatus(
-                name=disk.name, alias=alias, volume=wanted.volume_name(vm, disk), pool=disk.pool,
-                storage=wanted.storage_of(pool, host.host_uuid), chain=chains.get(alias, ()),
+                name=disk.name,
+                alias=alias,
+                volume=wanted.volume_name(vm, disk),
+                pool=disk.pool,
+                storage=wanted.storage_of(pool, host.host_uuid),
+                chain=chains.get(alias, ()),
             )
         )
     return tuple(rows)
@@ -149,7 +160,9 @@ def _keep_machine(config: DomainConfig, live: DomainConfig) -> DomainConfig:
     return replace(config, machine=live.machine) if config.machine == "q35" else config
 
 
-def _conditions(vm: VirtualMachine, decision: Decision, domain: Domain | None, pending: list[str], now: datetime) -> tuple[Condition, ...]:
+def _conditions(
+    vm: VirtualMachine, decision: Decision, domain: Domain | None, pending: list[str], now: datetime
+) -> tuple[Condition, ...]:
     row, message, reason = reasons.VM[decision.say.reason], sentence(decision), decision.say.reason
     conditions = vm.status.conditions
 
@@ -159,30 +172,48 @@ def _conditions(vm: VirtualMachine, decision: Decision, domain: Domain | None, p
 
     put("Ready", cast(Truth, row.ready), reason, message)
     put("Running", *_running(row, reason, message, domain))
-    put("Stalled", "True" if row.stalled else "False", reason if row.stalled else "NotStalled",
-        message if row.stalled else "Nothing waits for a change of the spec.")
+    put(
+        "Stalled",
+        "True" if row.stalled else "False",
+        reason if row.stalled else "NotStalled",
+        message if row.stalled else "Nothing waits for a change of the spec.",
+    )
     put("Synchronized", *_synchronized(vm, decision, domain, pending))
     put("RestartRequired", *_restart_required(pending))
     put("AgentConnected", *_agent(vm, domain))
-    put("Conflict", "True" if row.state == "Conflict" else "False", reason if row.state == "Conflict" else "NoConflict",
-        message if row.state == "Conflict" else "No other domain has this VM's UUID or name.")
+    put(
+        "Conflict",
+        "True" if row.state == "Conflict" else "False",
+        reason if row.state == "Conflict" else "NoConflict",
+        message if row.state == "Conflict" else "No other domain has this VM's UUID or name.",
+    )
     return conditions
 
 
 def _running(row: reasons.Reason, reason: str, message: str, domain: Domain | None) -> tuple[Truth, str, str]:
     if domain is not None and domain.state in ("Running", "Blocked", "ShuttingDown"):
-        return "True", reason if row.running == "True" else "Running", message if row.running == "True" else "The guest's CPUs run."
+        return (
+            "True",
+            reason if row.running == "True" else "Running",
+            message if row.running == "True" else "The guest's CPUs run.",
+        )
     if row.running == "Unknown" and (domain is None or not domain.active):
         return "Unknown", reason, message
     return "False", reason, message
 
 
-def _synchronized(vm: VirtualMachine, decision: Decision, domain: Domain | None, pending: list[str]) -> tuple[Truth, str, str]:
+def _synchronized(
+    vm: VirtualMachine, decision: Decision, domain: Domain | None, pending: list[str]
+) -> tuple[Truth, str, str]:
     row = reasons.VM[decision.say.reason]
     if row.ready == "Unknown":
         return "Unknown", decision.say.reason, sentence(decision)
     if pending:
-        return "False", "RestartRequired", "The spec was changed and takes effect at the next start: " + "; ".join(pending) + "."
+        return (
+            "False",
+            "RestartRequired",
+            "The spec was changed and takes effect at the next start: " + "; ".join(pending) + ".",
+        )
     if row.ready == "True":
         return "True", "AsDeclared", "What was seen is what the spec says."
     return "False", decision.say.reason, sentence(decision)
@@ -192,7 +223,11 @@ def _restart_required(pending: list[str]) -> tuple[Truth, str, str]:
     if not pending:
         return "False", "NoChange", "The running process has everything that the spec says, or there is none."
     text = "; ".join(pending)
-    return "True", "SpecChanged", f"{text}. It takes effect at the next start. Set spec.power.request to a new value to restart the VM now."
+    return (
+        "True",
+        "SpecChanged",
+        f"{text}. It takes effect at the next start. Set spec.power.request to a new value to restart the VM now.",
+    )
 
 
 def _agent(vm: VirtualMachine, domain: Domain | None) -> tuple[Truth, str, str]:

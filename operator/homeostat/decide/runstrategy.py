@@ -8,7 +8,10 @@ from homeostat.api.virtualmachine import VirtualMachine
 
 STRATEGIES = ("Always", "RerunOnFailure", "Manual", "Halted")
 WAYS_OFF = ("Shutdown", "Crashed", "Destroyed", "Failed", "Unknown")
-"""How libvirt says a domain went off. SIGTERM to QEMU looks like the guest's own Shutdown, SIGKILL like Crashed (measured)."""
+"""How libvirt says a domain went off.
+
+SIGTERM to QEMU looks like the guest's own Shutdown, SIGKILL like Crashed (measured).
+"""
 
 # strategy -> the ways off after which it starts again unasked
 RESTARTS = {
@@ -22,7 +25,8 @@ RESTARTS = {
 def starts(strategy: str, way_off: str, *, served: bool, power_state: str = "Running") -> bool:
     """Whether a domain that went off this way is started.
 
-    `served`: a process has run for the current spec.power.request. A way off that is no shutoff reason of libvirt's counts as
+    `served`: a process has run for the current spec.power.request. A way off that is no shutoff reason of libvirt's
+    counts as
     the nearest of WAYS_OFF: anything but Shutdown is a failure.
     """
     if strategy == "Halted" or power_state == "Stopped":
@@ -40,8 +44,10 @@ def way_off(domain: Domain) -> str:
 def served(vm: VirtualMachine, domain: Domain | None) -> bool:
     """Whether a process has run for the VM's current power request.
 
-    A definition is prepared for a request before it is started, so the request alone does not say that a process ran. That it ran is said
-    by the mark left when its end was seen, by a way off that was not there when the definition was prepared, or by having been seen.
+    A definition is prepared for a request before it is started, so the request alone does not say that a process ran.
+    That it ran is said
+    by the mark left when its end was seen, by a way off that was not there when the definition was prepared, or by
+    having been seen.
     """
     request = vm.spec.power.request
     if domain is None:
@@ -56,15 +62,22 @@ def served(vm: VirtualMachine, domain: Domain | None) -> bool:
 def ran(vm: VirtualMachine, request: str) -> bool:
     """Whether status says that a process of this request was seen."""
     seen = vm.status.domain
-    return seen is not None and seen.request == request and (
-        seen.state in ACTIVE_STATES or seen.reason == "RecordLost" or seen.reason in ("Shutdown", "Crashed", "Destroyed")
+    return (
+        seen is not None
+        and seen.request == request
+        and (
+            seen.state in ACTIVE_STATES
+            or seen.reason == "RecordLost"
+            or seen.reason in ("Shutdown", "Crashed", "Destroyed")
+        )
     )
 
 
 def maybe_running(vm: VirtualMachine, domain: Domain) -> bool:
-    """Whether a domain that libvirt calls off may still have a process: no reason is known and it was last seen running.
+    """Whether a domain that libvirt calls off may still have a process: it was seen running, and no reason is known.
 
-    libvirtd says Shutoff/Unknown after it lost its record of a running domain, and after every restart for all that are off.
+    libvirtd says Shutoff/Unknown after it lost its record of a running domain, and after every restart for all that
+    are off.
     """
     if domain.active or domain.reason != "Unknown" or (domain.owner and domain.owner.off):
         return False

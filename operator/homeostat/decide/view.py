@@ -25,8 +25,10 @@ class Failure:
 class HostView:
     """One Hypervisor as a decision about one VM sees it.
 
-    `closed` says why no VM may be placed there now (reason, sentence), None when one may. `released` says that a person declared the host
-    out of service and nothing was heard from it since. `volumes` has the volume names of each pool that was looked at, or why it could
+    `closed` says why no VM may be placed there now (reason, sentence), None when one may. `released` says that a
+    person declared the host
+    out of service and nothing was heard from it since. `volumes` has the volume names of each pool that was looked at,
+    or why it could
     not be; empty when nothing was looked at.
     """
 
@@ -59,7 +61,10 @@ class VMView:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What has to be asked of hosts, now, before the decision can be made: the domain there, and volumes of `pools` on `pools_on`."""
+    """What has to be asked of hosts, now, before the decision can be made.
+
+    The domain there, and volumes of `pools` on `pools_on`.
+    """
 
     hosts: tuple[str, ...]
     pools_on: str | None = None

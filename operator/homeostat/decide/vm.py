@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The next step of a VirtualMachine: one action, or none and why.
 
-Read from top to bottom: who may touch it, where it is, then one of four cases: deleting, running, off, nowhere. No action follows from a cached
+Read from top to bottom: who may touch it, where it is, then one of four cases: deleting, running, off, nowhere. No
+action follows from a cached
 answer: where a step would change a host, the hosts in question are looked at first and the decision is made again.
 """
 
@@ -64,7 +65,8 @@ def deleting(vm: VirtualMachine) -> bool:
     return vm.metadata.deletion_timestamp is not None
 
 
-# Present on one host ---------------------------------------------------------------------------------------------------
+# Present on one host
+# ---------------------------------------------------------------------------------------------------
 
 
 def _here(case: Case, place_: Place) -> Decision:
@@ -92,11 +94,21 @@ def _own(case: Case, place_: Place) -> Decision | None:
 def _running(case: Case, place_: Place) -> Decision:
     vm, domain, host = case.vm, place_.domain, place_.host
     if domain.live_owner is not None and domain.live_owner.probe:
-        return _do(case, act.Destroy(host.name, domain.uuid), Say("RecordLost", "a start in order to look was not refused"), host)
+        return _do(
+            case,
+            act.Destroy(host.name, domain.uuid),
+            Say("RecordLost", "a start in order to look was not refused"),
+            host,
+        )
     if not runstrategy_wants_process(vm):
         return _stop(case, place_, Say("Stopping"), _since(case, "Stopping"))
     if domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request:
-        return _stop(case, place_, Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}"), _since(case, "Restarting"))
+        return _stop(
+            case,
+            place_,
+            Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}"),
+            _since(case, "Restarting"),
+        )
     if not domain.persistent:
         return _define(case, place_.host, domain, Say("Running"))
     return _cpus(case, place_)
@@ -116,7 +128,9 @@ def _cpus(case: Case, place_: Place) -> Decision:
         if domain.state == "Paused":
             return _steady(case, Say("Paused"))
         if not live.paused:
-            return _do(case, act.Mark(host.name, domain.uuid, replace(live, paused=True), live=True), Say("Pausing"), host)
+            return _do(
+                case, act.Mark(host.name, domain.uuid, replace(live, paused=True), live=True), Say("Pausing"), host
+            )
         return _do(case, act.Suspend(host.name, domain.uuid), Say("Pausing"), host)
     if ours:
         return _do(case, act.Resume(host.name, domain.uuid), Say("Resuming"), host)
@@ -130,7 +144,12 @@ def _cpus(case: Case, place_: Place) -> Decision:
 def _paused_by_others(case: Case, domain: Domain) -> Decision:
     if domain.reason in ("StartingUp", "Migration", "Postcopy", "Snapshot", "Saving", "Dump"):
         return Decision(Say("Starting", f"libvirt says Paused/{domain.reason}"), requeue_after=5)
-    return Decision(Say("PausedOnIOError" if domain.reason == "IOError" else "PausedByOthers", f"libvirt says Paused/{domain.reason}"))
+    return Decision(
+        Say(
+            "PausedOnIOError" if domain.reason == "IOError" else "PausedByOthers",
+            f"libvirt says Paused/{domain.reason}",
+        )
+    )
 
 
 def _steady(case: Case, say: Say) -> Decision:
@@ -143,14 +162,19 @@ def _steady(case: Case, say: Say) -> Decision:
 
 
 def _stop(case: Case, place_: Place, say: Say, since: datetime) -> Decision:
-    """Ask, ask again while the guest boots, then end the process. A paused guest cannot hear: only the grace period is left."""
+    """Ask, ask again while the guest boots, then end the process.
+
+    A paused guest cannot hear: only the grace period is left.
+    """
     domain, host = place_.domain, place_.host
     left = case.vm.spec.termination_grace_period_seconds - (case.now - since).total_seconds()
     if left <= 0:
         return _do(case, act.Destroy(host.name, domain.uuid), say, host)
     asked = case.view.asked_seconds_ago
     if domain.state == "Paused" or (asked is not None and asked < ASK_AGAIN_SECONDS):
-        return Decision(say, requeue_after=min(left, ASK_AGAIN_SECONDS - (asked or 0) if domain.state != "Paused" else left) + 0.05)
+        return Decision(
+            say, requeue_after=min(left, ASK_AGAIN_SECONDS - (asked or 0) if domain.state != "Paused" else left) + 0.05
+        )
     return _do(case, act.Shutdown(host.name, domain.uuid, agent=bool(domain.agent_connected)), say, host)
 
 
@@ -160,7 +184,8 @@ def _since(case: Case, *reasons: str) -> datetime:
     return status.since if status.reason in reasons and status.since is not None else case.now
 
 
-# Off on one host ----------------------------------------------------------------------------------------------------------
+# Off on one host
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _off(case: Case, place_: Place) -> Decision:
@@ -181,7 +206,14 @@ def _stay_off(case: Case, place_: Place, went: str) -> Decision:
     elif vm.spec.power.state == "Stopped":
         say, off = Say("StoppedAsAsked"), "Halted"
     else:
-        say, off = (Say("Finished") if vm.spec.run_strategy == "RerunOnFailure" else Say("NotRequested", f"it went off: {went}")), went
+        say, off = (
+            (
+                Say("Finished")
+                if vm.spec.run_strategy == "RerunOnFailure"
+                else Say("NotRequested", f"it went off: {went}")
+            ),
+            went,
+        )
     mark = replace(_owner(case, domain, prepared=False), off=off, request=vm.spec.power.request, probe=False)
     there = domain.owner
     if there is None or (there.off, there.request, there.probe) != (mark.off, mark.request, False):
@@ -190,13 +222,18 @@ def _stay_off(case: Case, place_: Place, went: str) -> Decision:
 
 
 def _probe(case: Case, place_: Place) -> Decision:
-    """Start it paused on the same host, where its locks refuse a process that survived, only to end it again and know."""
+    """Start it paused on the same host, where its locks refuse a process that survived.
+
+    Only to end it again and know.
+    """
     domain, host = place_.domain, place_.host
     say = Say("RecordLost", f"Hypervisor {host.name} says Shutoff/Unknown")
     if (wait := _backing_off(case, "RecordLost")) is not None:
         return wait
     if domain.owner is None or not domain.owner.probe:
-        return _do(case, act.Mark(host.name, domain.uuid, replace(_owner(case, domain, prepared=False), probe=True)), say, host)
+        return _do(
+            case, act.Mark(host.name, domain.uuid, replace(_owner(case, domain, prepared=False), probe=True)), say, host
+        )
     return _do(case, act.Start(host.name, domain.uuid, paused=True), say, host)
 
 
@@ -226,7 +263,12 @@ def _no_start(case: Case, host: HostView) -> Decision | None:
     if where.blind:
         return Decision(Say("StoreBehind", blindness(where).detail) if where.behind else blindness(where))
     if host.name_holder is not None:
-        return Decision(Say("ForeignName", f"Hypervisor {host.name} has a domain named {wanted.domain_name(case.vm)} with UUID {host.name_holder}"))
+        return Decision(
+            Say(
+                "ForeignName",
+                f"Hypervisor {host.name} has a domain named {wanted.domain_name(case.vm)} with UUID {host.name_holder}",
+            )
+        )
     if host.starts_blocked is not None:
         return Decision(Say(*host.starts_blocked))
     return _managed_save(case)
@@ -255,7 +297,9 @@ def _move(case: Case, place_: Place) -> Decision:
     target = place(case.vm, case.view)
     if isinstance(target, Say):
         return Decision(target)
-    return _do(case, act.Undefine(place_.host.name, place_.domain.uuid), Say("Moving", f"from {place_.host.name}"), place_.host)
+    return _do(
+        case, act.Undefine(place_.host.name, place_.domain.uuid), Say("Moving", f"from {place_.host.name}"), place_.host
+    )
 
 
 def _prepared(case: Case, host: HostView, domain: Domain) -> bool:
@@ -263,13 +307,19 @@ def _prepared(case: Case, host: HostView, domain: Domain) -> bool:
     owner = domain.owner
     if domain.inactive is None or owner is None or owner.off is not None or owner.probe:
         return False
-    fits = (owner.request, owner.generation, owner.paused) == (case.vm.spec.power.request, case.vm.metadata.generation, case.vm.spec.execution == "Paused")
+    fits = (owner.request, owner.generation, owner.paused) == (
+        case.vm.spec.power.request,
+        case.vm.metadata.generation,
+        case.vm.spec.execution == "Paused",
+    )
     return fits and not wanted.differences(domain.inactive, wanted.config(case.vm, host, domain))
 
 
 def _define(case: Case, host: HostView, domain: Domain | None, say: Say) -> Decision:
     owner = _owner(case, domain, prepared=True)
-    action = act.Define(host.name, wanted.domain_uuid(case.vm), wanted.domain_name(case.vm), wanted.config(case.vm, host, domain), owner)
+    action = act.Define(
+        host.name, wanted.domain_uuid(case.vm), wanted.domain_name(case.vm), wanted.config(case.vm, host, domain), owner
+    )
     return _do(case, action, say, host)
 
 
@@ -277,8 +327,12 @@ def _owner(case: Case, domain: Domain | None, *, prepared: bool) -> Owner:
     """Our metadata: what is there kept as it is, or, `prepared`, made ready for the next start."""
     vm, there = case.vm, domain.owner if domain else None
     if there is None or claim(vm, there, case.view.cluster) != "ours":
-        there = Owner(case.view.cluster, vm.metadata.namespace, vm.metadata.name, vm.metadata.uid, request=vm.spec.power.request)
-    identity = replace(there, cluster=case.view.cluster, namespace=vm.metadata.namespace, name=vm.metadata.name, uid=vm.metadata.uid)
+        there = Owner(
+            case.view.cluster, vm.metadata.namespace, vm.metadata.name, vm.metadata.uid, request=vm.spec.power.request
+        )
+    identity = replace(
+        there, cluster=case.view.cluster, namespace=vm.metadata.namespace, name=vm.metadata.name, uid=vm.metadata.uid
+    )
     if not prepared:
         return identity
     was = None
@@ -295,7 +349,8 @@ def _owner(case: Case, domain: Domain | None, *, prepared: bool) -> Owner:
     )
 
 
-# Nowhere -------------------------------------------------------------------------------------------------------------------
+# Nowhere
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def _nowhere(case: Case) -> Decision:
@@ -305,7 +360,9 @@ def _nowhere(case: Case) -> Decision:
         return Decision(_foreign(case))
     if where.blind:
         return Decision(blindness(where))
-    if not runstrategy.starts(vm.spec.run_strategy, "Unknown", served=runstrategy.served(vm, None), power_state=vm.spec.power.state):
+    if not runstrategy.starts(
+        vm.spec.run_strategy, "Unknown", served=runstrategy.served(vm, None), power_state=vm.spec.power.state
+    ):
         return Decision(_off_and_undefined(vm))
     if (wait := _backing_off(case, "StartFailed")) is not None:
         return wait
@@ -316,7 +373,11 @@ def _nowhere(case: Case) -> Decision:
         return _record(case, [target])
     if FINALIZER not in vm.metadata.finalizers:
         return Decision(Say("Accepted", f"on {target.name}"), act.AddFinalizer())
-    return _no_start(case, target) or _storage(case, target) or _define(case, target, None, Say("Creating", f"on {target.name}"))
+    return (
+        _no_start(case, target)
+        or _storage(case, target)
+        or _define(case, target, None, Say("Creating", f"on {target.name}"))
+    )
 
 
 def _off_and_undefined(vm: VirtualMachine) -> Say:
@@ -346,7 +407,10 @@ def _only(vm: VirtualMachine, host: HostView) -> bool:
 
 
 def _record(case: Case, hosts: list[HostView]) -> Decision:
-    """Write the candidates. Replacing or narrowing the list needs proof, asked for now, that the VM is not on those left out."""
+    """Write the candidates. Replacing or narrowing the list needs proof, asked for now.
+
+    That the VM is not on those left out.
+    """
     if (case.vm.status.candidates or may_be_anywhere(case.vm)) and not case.view.fresh:
         return Decision(Say("Accepted"), look=Look(_concerned(case, hosts[0])))
     blind = {name for name, _ in case.where.blind}
@@ -355,7 +419,8 @@ def _record(case: Case, hosts: list[HostView]) -> Decision:
     return Decision(Say("Accepted", f"on {hosts[0].name}"), act.RecordCandidates(tuple(entries.values())))
 
 
-# Storage -------------------------------------------------------------------------------------------------------------------
+# Storage
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def _storage(case: Case, host: HostView) -> Decision | None:
@@ -367,7 +432,10 @@ def _storage(case: Case, host: HostView) -> Decision | None:
     for volume in volumes:
         names = host.volumes[volume.pool]
         if isinstance(names, Unknown):
-            return Decision(Say("PoolUnavailable", f"pool {volume.pool!r} on Hypervisor {host.name}: {names.message}"), requeue_after=30)
+            return Decision(
+                Say("PoolUnavailable", f"pool {volume.pool!r} on Hypervisor {host.name}: {names.message}"),
+                requeue_after=30,
+            )
         if volume.name not in names:
             return _absent_volume(case, host, volume, names)
     return None
@@ -380,22 +448,33 @@ def _absent_volume(case: Case, host: HostView, volume: wanted.WantedVolume, name
     if volume.kind == "Volume":
         return Decision(Say("VolumeMissing", f"there is no {where}"), requeue_after=30)
     if any(seen.name == volume.disk for seen in case.vm.status.disks):
-        return Decision(Say("DiskMissing", f"disk {volume.disk!r} was seen before, now there is no {where}"), requeue_after=30)
+        return Decision(
+            Say("DiskMissing", f"disk {volume.disk!r} was seen before, now there is no {where}"), requeue_after=30
+        )
     disk = next(disk for disk in case.vm.spec.disks if disk.name == volume.disk)
     earlier = sorted(name for name in names if name.startswith(wanted.volume_prefix(case.vm, disk)))
     if earlier and wanted.retained_matters(disk):
-        return Decision(Say("RetainedDisk", f"disk {disk.name!r}: pool {volume.pool!r} on Hypervisor {host.name} has {earlier[0]!r}"), requeue_after=60)
+        return Decision(
+            Say(
+                "RetainedDisk", f"disk {disk.name!r}: pool {volume.pool!r} on Hypervisor {host.name} has {earlier[0]!r}"
+            ),
+            requeue_after=60,
+        )
     if (wait := _backing_off(case, "DiskFailed")) is not None:
         return wait
     create = act.CreateVolume(host.name, volume.pool, volume.name, volume.format, volume.capacity, volume.backing)
     return _do(case, create, Say("Creating", f"disk {volume.disk} on {host.name}"), host)
 
 
-# Deleting ------------------------------------------------------------------------------------------------------------------
+# Deleting
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def _delete(case: Case) -> Decision:
-    """Stop, undefine, remove what may be removed, and let the object go only when every host where it may be says it is gone."""
+    """Stop, undefine, remove what may be removed.
+
+    And let the object go only when every host where it may be says it is gone.
+    """
     vm, where = case.vm, case.where
     if FINALIZER not in vm.metadata.finalizers:
         return Decision(Say("Deleting"))
@@ -442,14 +521,23 @@ def _remove_volumes_on(case: Case, host: HostView) -> Decision | None:
         pool = pools[disk.name]
         there = host.volumes[pool.pool] if pool else frozenset[str]()
         if isinstance(there, Unknown):
-            return Decision(Say("DeletingWaitsForHost", f"pool {pool.pool if pool else ''!r} on Hypervisor {host.name}: {there.message}; "
-                                f"or set deletionPolicy Retain on disk {disk.name!r}"), requeue_after=30)
+            return Decision(
+                Say(
+                    "DeletingWaitsForHost",
+                    f"pool {pool.pool if pool else ''!r} on Hypervisor {host.name}: {there.message}; "
+                    f"or set deletionPolicy Retain on disk {disk.name!r}",
+                ),
+                requeue_after=30,
+            )
         if pool and wanted.volume_name(case.vm, disk) in there:
-            return _do(case, act.DeleteVolume(host.name, pool.pool, wanted.volume_name(case.vm, disk)), Say("Deleting"), host)
+            return _do(
+                case, act.DeleteVolume(host.name, pool.pool, wanted.volume_name(case.vm, disk)), Say("Deleting"), host
+            )
     return None
 
 
-# Two definitions -----------------------------------------------------------------------------------------------------------
+# Two definitions
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _defined_twice(case: Case) -> Decision:
@@ -460,11 +548,16 @@ def _defined_twice(case: Case) -> Decision:
         if not place_.domain.active and not _survivor_possible(case, place_):
             say = Say("DefinedTwice", f"on {keep.host.name}, and off on {place_.host.name}")
             return _do(case, act.Undefine(place_.host.name, place_.domain.uuid), say, place_.host)
-    return Decision(Say("DefinedTwice", "on " + " and on ".join(p.host.name for p in case.where.ours)), requeue_after=60)
+    return Decision(
+        Say("DefinedTwice", "on " + " and on ".join(p.host.name for p in case.where.ours)), requeue_after=60
+    )
 
 
 def _keeper(case: Case) -> Place:
-    """The definition that stays: of the one that runs, else of the recorded candidate, else of the first host by name."""
+    """The definition that stays.
+
+    Of the one that runs, else of the recorded candidate, else of the first host by name.
+    """
     if case.where.active:
         return case.where.active[0]
     listed = [p for p in case.where.ours if _listed(case.vm, p.host)]
@@ -476,7 +569,8 @@ def _survivor_possible(case: Case, place_: Place) -> bool:
     return case.vm.status.host == place_.host.name and runstrategy.maybe_running(case.vm, place_.domain)
 
 
-# Common --------------------------------------------------------------------------------------------------------------------
+# Common
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def _concerned(case: Case, host: HostView) -> tuple[str, ...]:
@@ -512,7 +606,9 @@ def _backing_off(case: Case, reason: str) -> Decision | None:
     if failure is not None:
         return Decision(Say(_failed_at(failure, reason), failure.message), failed=failure)
     if _short_run(case):
-        note = Failure(act.Start("", wanted.domain_uuid(case.vm)), "it went off less than a minute after its start", case.now)
+        note = Failure(
+            act.Start("", wanted.domain_uuid(case.vm)), "it went off less than a minute after its start", case.now
+        )
         first = status.start_failures is None or status.start_failures.count == 0
         return Decision(Say("Starting" if first else "CrashLoop", note.message), failed=note)
     if status.start_failures is None or status.start_failures.retry_time is None:
@@ -520,7 +616,11 @@ def _backing_off(case: Case, reason: str) -> Decision | None:
     left = (status.start_failures.retry_time - case.now).total_seconds()
     if left <= 0:
         return None
-    kept = status.reason if status.reason in ("StartFailed", "DefineFailed", "DiskFailed", "CrashLoop", "RecordLost") else reason
+    kept = (
+        status.reason
+        if status.reason in ("StartFailed", "DefineFailed", "DiskFailed", "CrashLoop", "RecordLost")
+        else reason
+    )
     return Decision(Say(kept, status.start_failures.last_message or ""), requeue_after=left + 0.05)
 
 

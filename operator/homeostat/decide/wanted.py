@@ -19,7 +19,10 @@ CONSOLE_FOLDER = "/var/log/libvirt/qemu"
 
 @dataclass(frozen=True, slots=True)
 class WantedVolume:
-    """A volume that has to be in a pool of the host. kind is Blank, Image, Volume (a disk's source) or File (kernel, initrd, image)."""
+    """A volume that has to be in a pool of the host.
+
+    kind is Blank, Image, Volume (a disk's source) or File (kernel, initrd, image).
+    """
 
     kind: str
     pool: str
@@ -46,7 +49,10 @@ def volume_prefix(vm: VirtualMachine, disk: Disk) -> str:
 
 
 def volume_name(vm: VirtualMachine, disk: Disk) -> str:
-    """The disk's volume: named by its source, else by namespace, VM, disk and UID, so that a repeated creation meets itself."""
+    """The disk's volume: named by its source, else by namespace, VM, disk and UID.
+
+    So that a repeated creation meets itself.
+    """
     if disk.source.volume is not None:
         return disk.source.volume.name
     return f"{volume_prefix(vm, disk)}{domain_uuid(vm)}.qcow2"
@@ -68,7 +74,10 @@ def vcpus(vm: VirtualMachine) -> int:
 
 
 def mac_address(vm: VirtualMachine, nic: Interface) -> str:
-    """The interface's MAC: the spec's, else one made from the VM's UUID and the interface's name (QEMU's prefix 52:54:00)."""
+    """The interface's MAC: the spec's.
+
+    Else one made from the VM's UUID and the interface's name (QEMU's prefix 52:54:00).
+    """
     if nic.mac:
         return nic.mac.lower()
     digest = hashlib.sha256(f"{domain_uuid(vm)}/{nic.name}".encode()).hexdigest()
@@ -129,7 +138,9 @@ def volumes(vm: VirtualMachine, host: HostView) -> list[WantedVolume]:
             backing = (_path(host, image.pool, image.volume), image.format)
         capacity = parse_quantity(disk.size) if disk.size else None
         pool = _libvirt_pool(host, disk.pool)
-        disks.append(WantedVolume(disk.source.type, pool, volume_name(vm, disk), disk_format(disk), capacity, backing, disk.name))
+        disks.append(
+            WantedVolume(disk.source.type, pool, volume_name(vm, disk), disk_format(disk), capacity, backing, disk.name)
+        )
     return files + disks
 
 
@@ -141,7 +152,8 @@ def _libvirt_pool(host: HostView, logical: str) -> str:
 def config(vm: VirtualMachine, host: HostView, domain: Domain | None) -> DomainConfig:
     """The configuration that the VM's spec means on this host. The host has to have been found suitable first.
 
-    The machine type and the CPU model stay what they were at the first definition: both are part of what the guest sees.
+    The machine type and the CPU model stay what they were at the first definition: both are part of what the guest
+    sees.
     """
     facts = host.facts or HostFacts("", "", "", "", 0, 0)
     seen = (domain.inactive or domain.live) if domain else None
@@ -151,7 +163,10 @@ def config(vm: VirtualMachine, host: HostView, domain: Domain | None) -> DomainC
         sockets=vm.spec.cpu.sockets,
         cores=vm.spec.cpu.cores,
         threads=vm.spec.cpu.threads,
-        cpu_model=vm.spec.cpu.model or vm.status.cpu_model or (seen.cpu_model if seen else "") or facts.default_cpu_model,
+        cpu_model=vm.spec.cpu.model
+        or vm.status.cpu_model
+        or (seen.cpu_model if seen else "")
+        or facts.default_cpu_model,
         machine=vm.status.machine_type or (seen.machine if seen else "") or vm.spec.machine.type,
         acceleration=host.spec.acceleration,
         kernel=_path(host, kernel.pool, kernel.kernel) if kernel else "",
@@ -206,11 +221,19 @@ def differences(there: DomainConfig, want: DomainConfig) -> list[str]:
         elif item.name == "nics":
             lines += _list_differences("interface", {n.alias: n for n in old}, {n.alias: n for n in new})
         elif old != new:
-            lines.append(f"{_WORDS.get(item.name, item.name)}: {_shown(item.name, old)} running, {_shown(item.name, new)} wanted")
+            lines.append(
+                f"{_WORDS.get(item.name, item.name)}: {_shown(item.name, old)} running, {_shown(item.name, new)} wanted"
+            )
     return lines
 
 
-_WORDS = {"memory_mib": "memory", "cpu_model": "cpu model", "command_line": "kernel command line", "console_log": "console log", "agent": "guest agent"}
+_WORDS = {
+    "memory_mib": "memory",
+    "cpu_model": "cpu model",
+    "command_line": "kernel command line",
+    "console_log": "console log",
+    "agent": "guest agent",
+}
 
 
 def _shown(name: str, value: object) -> str:
@@ -232,24 +255,37 @@ def _list_differences(kind: str, old: dict[str, object], new: dict[str, object])
 
     gone = [f"{kind} {plain(alias)}: running, not wanted" for alias in old if alias not in new]
     added = [f"{kind} {plain(alias)}: not there, wanted" for alias in new if alias not in old]
-    changed = [f"{kind} {plain(alias)}: {old[alias]} running, {new[alias]} wanted" for alias in old if alias in new and old[alias] != new[alias]]
+    changed = [
+        f"{kind} {plain(alias)}: {old[alias]} running, {new[alias]} wanted"
+        for alias in old
+        if alias in new and old[alias] != new[alias]
+    ]
     return gone + added + changed
 
 
 def unsuited(vm: VirtualMachine, host: HostView) -> Say | None:
-    """Why the spec cannot mean anything on this host: a pool or network it does not have or that this namespace may not use."""
+    """Why the spec cannot mean anything on this host.
+
+    A pool or network it does not have or that this namespace may not use.
+    """
     namespace = vm.metadata.namespace
     for where, name in pool_names(vm):
         pool = find_pool(host.spec, name)
         if pool is None:
             return Say("UnknownPool", f"{where} is {name!r}, which Hypervisor {host.name} does not offer")
         if not allowed(pool, namespace):
-            return Say("NotAllowed", f"{where} is {name!r}, which Hypervisor {host.name} does not open to namespace {namespace!r}")
+            return Say(
+                "NotAllowed",
+                f"{where} is {name!r}, which Hypervisor {host.name} does not open to namespace {namespace!r}",
+            )
     for nic in vm.spec.interfaces:
         network = find_network(host.spec, nic.network)
         where = f"spec.interfaces[{nic.name}].network"
         if network is None:
             return Say("UnknownNetwork", f"{where} is {nic.network!r}, which Hypervisor {host.name} does not offer")
         if not allowed(network, namespace):
-            return Say("NotAllowed", f"{where} is {nic.network!r}, which Hypervisor {host.name} does not open to namespace {namespace!r}")
+            return Say(
+                "NotAllowed",
+                f"{where} is {nic.network!r}, which Hypervisor {host.name} does not open to namespace {namespace!r}",
+            )
     return None

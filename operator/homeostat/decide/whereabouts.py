@@ -12,6 +12,7 @@ from homeostat.api.observed import Absent, Domain, Owner, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.view import HostView, Say, VMView
 
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A host that has a domain with the VM's UUID."""
@@ -24,7 +25,8 @@ class Place:
 class Whereabouts:
     """`ours`: domains that are this VM's; `foreign`: domains with its UUID that are not, and whose.
 
-    `blind`: hosts where the VM may be and that cannot be asked, with why. `behind`: a host knows a newer generation than the object.
+    `blind`: hosts where the VM may be and that cannot be asked, with why. `behind`: a host knows a newer generation
+    than the object.
     """
 
     ours: list[Place] = field(default_factory=list)
@@ -39,7 +41,10 @@ class Whereabouts:
 
 
 def locate(vm: VirtualMachine, view: VMView) -> Whereabouts:
-    """Sort the hosts' answers. Every reachable host counts, candidate or not; blind are only those where the VM may be."""
+    """Sort the hosts' answers.
+
+    Every reachable host counts, candidate or not; blind are only those where the VM may be.
+    """
     where = Whereabouts()
     for host in _distinct(view):
         if isinstance(host.answer, Present):
@@ -86,7 +91,10 @@ def _newer(vm: VirtualMachine, owner: Owner | None) -> bool:
 
 
 def may_be_anywhere(vm: VirtualMachine) -> bool:
-    """Whether every Hypervisor is a candidate: the list was lost, or a domain made by somebody else is to be taken over."""
+    """Whether every Hypervisor is a candidate.
+
+    The list was lost, or a domain made by somebody else is to be taken over.
+    """
     return not vm.status.candidates and (FINALIZER in vm.metadata.finalizers or vm.spec.domain_uuid is not None)
 
 
@@ -107,7 +115,9 @@ def _candidate_blind(vm: VirtualMachine, view: VMView, name: str, host_uuid: str
         return None
     if host is None:
         if name in view.hosts:
-            return Unknown("IdentityMismatch", f"Hypervisor {name} is another machine now; the VM may be on host {host_uuid}")
+            return Unknown(
+                "IdentityMismatch", f"Hypervisor {name} is another machine now; the VM may be on host {host_uuid}"
+            )
         return Unknown("HypervisorMissing", f"there is no Hypervisor {name}")
     return host.answer if isinstance(host.answer, Unknown) else None
 

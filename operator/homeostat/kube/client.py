@@ -37,7 +37,7 @@ class Client:
                 return None
             raise
 
-    async def list(self, kind: type[Resource]) -> list[Object]:
+    async def list_all(self, kind: type[Resource]) -> list[Object]:
         """All objects of a kind in all namespaces, from the store and not from a watch cache."""
         items: list[Object] = []
         query = {"limit": "500"}
@@ -52,7 +52,8 @@ class Client:
     async def apply_status(self, kind: type[Resource], seen: Object, status: Object, manager: str) -> Object:
         """Server-side apply of a status by one field manager, onto the object as it was read.
 
-        The resourceVersion in the body makes the server refuse (409) when the object has changed since, or is another object: a wrong
+        The resourceVersion in the body makes the server refuse (409) when the object has changed since, or is another
+        object: a wrong
         uid alone is accepted on /status (measured).
         """
         meta = seen["metadata"]
@@ -63,10 +64,15 @@ class Client:
             "status": status,
         }
         where = path(kind, meta.get("namespace", ""), meta["name"], "status")
-        return await self.transport.request("PATCH", where, query={"fieldManager": manager, "force": "true"}, body=body, content_type=APPLY)
+        return await self.transport.request(
+            "PATCH", where, query={"fieldManager": manager, "force": "true"}, body=body, content_type=APPLY
+        )
 
     async def add_finalizer(self, kind: type[Resource], seen: Object, finalizer: str) -> Object:
-        """Add a finalizer to the object as it was read (JSON patch: server-side apply made a ghost of a deleted object)."""
+        """Add a finalizer to the object as it was read (JSON patch.
+
+        Server-side apply made a ghost of a deleted object).
+        """
         finalizers = [*seen["metadata"].get("finalizers", []), finalizer]
         return await self._patch_finalizers(kind, seen, finalizers)
 

@@ -32,7 +32,11 @@ class Recorder:
             "kind": "Event",
             "metadata": {"name": f"{meta['name'][:200]}.{digest}", "namespace": namespace},
             "involvedObject": {
-                "apiVersion": API_VERSION, "kind": kind, "name": meta["name"], "namespace": meta.get("namespace", ""), "uid": meta["uid"],
+                "apiVersion": API_VERSION,
+                "kind": kind,
+                "name": meta["name"],
+                "namespace": meta.get("namespace", ""),
+                "uid": meta["uid"],
             },
             "type": "Warning" if warning else "Normal",
             "reason": reason,

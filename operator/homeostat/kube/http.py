@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 from urllib.parse import urlencode
@@ -43,11 +42,13 @@ class HttpTransport:
         url = f"{self.server}{path}" + (f"?{urlencode(query)}" if query else "")
         headers = {"Accept": JSON, "Content-Type": content_type}
         for setting in (await self._api.configuration.auth_settings()).values():
-            headers[setting["key"]] = setting["value"]  # type: ignore[index]
+            headers[setting["key"]] = setting["value"]
         try:
-            answer = await self._api.rest_client.request(method, url, headers=headers, body=body, _request_timeout=self._timeout)
+            answer = await self._api.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=self._timeout
+            )
             data = await answer.read()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise ApiUnreachable(f"{method} {path}: {error or type(error).__name__}") from error
         except client.ApiException as error:
             raise _refusal(int(error.status or 0), error.body or b"") from error

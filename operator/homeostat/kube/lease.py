@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One operator at work at a time, by a Lease. Nothing that must be safe depends on it.
 
-The official client's leader election trusts the wall clock, does not give the lease back on exit, and ends on a connection error; this one
+The official client's leader election trusts the wall clock, does not give the lease back on exit, and ends on a
+connection error; this one
 measures with the loop's clock and releases.
 """
 
@@ -26,7 +27,9 @@ class LeaseLost(Exception):
 class Lease:
     """A Lease of `seconds` held under an identity."""
 
-    def __init__(self, transport: Transport, namespace: str, identity: str, now: Callable[[], datetime], *, seconds: int = 15) -> None:
+    def __init__(
+        self, transport: Transport, namespace: str, identity: str, now: Callable[[], datetime], *, seconds: int = 15
+    ) -> None:
         self._transport, self._identity, self._now, self._seconds = transport, identity, now, seconds
         self._list = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._path = f"{self._list}/homeostat"
@@ -95,7 +98,12 @@ class Lease:
         await self._transport.request("PUT", self._path, body=lease)
 
     def _new(self) -> dict[str, Any]:
-        return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "homeostat"}, "spec": self._spec({})}
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": "homeostat"},
+            "spec": self._spec({}),
+        }
 
     def _spec(self, old: dict[str, Any]) -> dict[str, Any]:
         now = self._now().strftime(MICROTIME)

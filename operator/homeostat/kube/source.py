@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watching with kopf: it supplies login, the watch streams and signals, nothing else.
 
-kopf's handlers for creation, update and deletion, its indices, daemons, timers and peering lose updates or deletions (measured),
+kopf's handlers for creation, update and deletion, its indices, daemons, timers and peering lose updates or deletions
+(measured),
 so an event only says that an object should be looked at, and a resync lists what no event told.
 """
 
@@ -42,7 +43,12 @@ class KopfSource:
         stop = asyncio.Event()
         try:
             await kopf.operator(
-                registry=registry, settings=_settings(), clusterwide=True, standalone=True, stop_flag=stop, identity=None
+                registry=registry,
+                settings=_settings(),
+                clusterwide=True,
+                standalone=True,
+                stop_flag=stop,
+                identity=None,
             )
         finally:
             stop.set()

@@ -12,7 +12,10 @@ MERGE_PATCH = "application/merge-patch+json"
 
 
 class ApiError(Exception):
-    """An answer of the API server other than success. `status` is the HTTP status, `reason` the Status object's reason."""
+    """An answer of the API server other than success.
+
+    `status` is the HTTP status, `reason` the Status object's reason.
+    """
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)

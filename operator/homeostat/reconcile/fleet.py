@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this process knows of all VMs and all hosts: rebuilt from lists, watches and the hosts, never a source of truth.
 
-It answers what one object alone cannot: how full a host is, which VM a domain belongs to, which Hypervisors name one host.
+It answers what one object alone cannot: how full a host is, which VM a domain belongs to, which Hypervisors name one
+host.
 """
 
 from __future__ import annotations
@@ -20,7 +21,20 @@ from homeostat.decide import wanted
 from homeostat.hosts.informer import HostInformer
 from homeostat.runtime.controller import Key
 
-WAITING = frozenset({"NoRoom", "NoHost", "UnknownHost", "NoHostMatches", "UnknownPool", "UnknownNetwork", "NotAllowed", "TooBig", "UnknownCPUModel", "DiskElsewhere"})
+WAITING = frozenset(
+    {
+        "NoRoom",
+        "NoHost",
+        "UnknownHost",
+        "NoHostMatches",
+        "UnknownPool",
+        "UnknownNetwork",
+        "NotAllowed",
+        "TooBig",
+        "UnknownCPUModel",
+        "DiskElsewhere",
+    }
+)
 """Reasons of VMs that wait for the fleet to change."""
 
 
@@ -98,7 +112,11 @@ class Fleet:
     def answer(self, name: str) -> HostAnswer:
         """What a host says, from its informer."""
         informer = self.informers.get(name)
-        return informer.answer if informer else HostAnswer(reachable=None, reason="HostNotAsked", message="it is being connected to")
+        return (
+            informer.answer
+            if informer
+            else HostAnswer(reachable=None, reason="HostNotAsked", message="it is being connected to")
+        )
 
     def host_uuid(self, hypervisor: Hypervisor) -> str:
         """The identity of a host that is believed; "" before the first contact."""
@@ -123,7 +141,9 @@ class Fleet:
         uuid, holds = self.host_uuid(hypervisor), self.holds(hypervisor)
         cpus, memory, strangers = self._strangers(hypervisor.metadata.name, uuid)
         known = frozenset(vm.metadata.uid for vm in self.vms.values())
-        return verdicts.Claims(self._cpus[uuid] + cpus, self._memory[uuid] + memory, len(holds) + strangers, holds, known)
+        return verdicts.Claims(
+            self._cpus[uuid] + cpus, self._memory[uuid] + memory, len(holds) + strangers, holds, known
+        )
 
     def free(self, hypervisor: Hypervisor, key: Key) -> tuple[int, int]:
         """(CPUs, MiB) taken of a host by all but the VM itself."""

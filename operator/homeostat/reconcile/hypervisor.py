@@ -83,7 +83,10 @@ class HypervisorReconciler:
         return seen
 
     async def _configure(self, hypervisor: Hypervisor) -> str | None:
-        """Bring the informer to the spec's URI, credentials and identity; returns what is missing of the credentials."""
+        """Bring the informer to the spec's URI, credentials and identity.
+
+        Returns what is missing of the credentials.
+        """
         name, spec = hypervisor.metadata.name, hypervisor.spec
         credentials: Credentials | None = None
         if spec.credentials is not None:
@@ -94,7 +97,9 @@ class HypervisorReconciler:
                 raise Retry(f"Secret {secret} could not be read: {error}") from error
             absent = [each for each in CREDENTIAL_KEYS if not credentials or not credentials.files.get(each)]
             if absent:
-                return f"Secret {self._client.namespace}/{secret} " + (f"lacks {', '.join(absent)}" if credentials else "does not exist")
+                return f"Secret {self._client.namespace}/{secret} " + (
+                    f"lacks {', '.join(absent)}" if credentials else "does not exist"
+                )
         informer = self._fleet.informers.get(name)
         if informer is None:
             informer = HostInformer(name, self._driver, self._now, self._settings, self._on_change)
@@ -105,7 +110,9 @@ class HypervisorReconciler:
     def _answer(self, hypervisor: Hypervisor, missing: str | None) -> HostAnswer:
         answer = self._fleet.answer(hypervisor.metadata.name)
         if missing is not None and not answer.reachable:
-            return HostAnswer(reachable=False, since=answer.since, heard=answer.heard, reason="CredentialsMissing", message=missing)
+            return HostAnswer(
+                reachable=False, since=answer.since, heard=answer.heard, reason="CredentialsMissing", message=missing
+            )
         return answer
 
     async def _hold(self, seen: Object) -> Object:
@@ -117,7 +124,7 @@ class HypervisorReconciler:
     async def _release(self, key: Key, seen: Object) -> Result:
         """Let the object go when no VM, listed live, may be on its host."""
         try:
-            for item in await self._client.list(VirtualMachine):
+            for item in await self._client.list_all(VirtualMachine):
                 vm = VirtualMachine.model_validate(item)
                 self._fleet.note_vm((vm.metadata.namespace, vm.metadata.name), vm)
             if self._fleet.holds(Hypervisor.model_validate(seen)):
@@ -137,7 +144,11 @@ class HypervisorReconciler:
             return resync
         now = asyncio.get_running_loop().time()
         left = self._written.get(name, -1e9) + self._settings.hypervisor_write_seconds - now
-        transition = (status.reason, status.host_uuid, status.observed_generation) != (old.reason, old.host_uuid, old.observed_generation)
+        transition = (status.reason, status.host_uuid, status.observed_generation) != (
+            old.reason,
+            old.host_uuid,
+            old.observed_generation,
+        )
         if left > 0 and not transition:
             return left
         try:

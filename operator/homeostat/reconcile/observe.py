@@ -95,7 +95,10 @@ def _needed(vm: VirtualMachine, host: HostView) -> dict[str, frozenset[str]]:
 
 
 async def _names(fleet: Fleet, host: str, pool: str, needed: frozenset[str]) -> frozenset[str] | Unknown:
-    """Names of a pool's volumes. One that is not in libvirt's list is absent only after a refresh: another host may have made it."""
+    """Names of a pool's volumes.
+
+    One that is not in libvirt's list is absent only after a refresh: another host may have made it.
+    """
     connection = fleet.informers[host].connection
     if connection is None:
         return Unknown("HostUnreachable", "the host does not answer")

@@ -56,15 +56,23 @@ class Operator:
         )
         vm = VMReconciler(self.client, self.fleet, self._recorder, self.settings, self._now, cluster)
         resync = self.settings.resync_seconds
-        self.hypervisors = Controller("hypervisor", hypervisor.reconcile, keys=self._hypervisor_keys, workers=4, resync_seconds=resync)
-        self.vms = Controller("virtualmachine", vm.reconcile, keys=self._vm_keys, workers=self.settings.vm_workers, resync_seconds=resync)
+        self.hypervisors = Controller(
+            "hypervisor", hypervisor.reconcile, keys=self._hypervisor_keys, workers=4, resync_seconds=resync
+        )
+        self.vms = Controller(
+            "virtualmachine", vm.reconcile, keys=self._vm_keys, workers=self.settings.vm_workers, resync_seconds=resync
+        )
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._source.run((Hypervisor.plural, VirtualMachine.plural), self._seen), name="source")
+                group.create_task(
+                    self._source.run((Hypervisor.plural, VirtualMachine.plural), self._seen), name="source"
+                )
                 group.create_task(self.hypervisors.run(), name="hypervisors")
                 group.create_task(self._vms_after_hypervisors(), name="virtualmachines")
         finally:
-            await asyncio.gather(*(informer.close() for informer in self.fleet.informers.values()), return_exceptions=True)
+            await asyncio.gather(
+                *(informer.close() for informer in self.fleet.informers.values()), return_exceptions=True
+            )
 
     @property
     def synced(self) -> bool:
@@ -73,12 +81,13 @@ class Operator:
 
     async def _vms_after_hypervisors(self) -> None:
         # A VM decided on before any Hypervisor is known would be told that there is no host.
-        assert self.hypervisors is not None and self.vms is not None
+        assert self.hypervisors is not None
+        assert self.vms is not None
         await self.hypervisors.synced.wait()
         await self.vms.run()
 
     async def _hypervisor_keys(self) -> Iterable[Key]:
-        items = [_parsed(Hypervisor, item) for item in await self.client.list(Hypervisor)]
+        items = [_parsed(Hypervisor, item) for item in await self.client.list_all(Hypervisor)]
         there = {item.metadata.name: item for item in items if item is not None}
         for name in self.fleet.hypervisors.keys() | there.keys():
             self.fleet.note_hypervisor(name, there.get(name))
@@ -86,7 +95,7 @@ class Operator:
         return [("", name) for name in self.fleet.informers.keys() | there.keys()]
 
     async def _vm_keys(self) -> Iterable[Key]:
-        items = [_parsed(VirtualMachine, item) for item in await self.client.list(VirtualMachine)]
+        items = [_parsed(VirtualMachine, item) for item in await self.client.list_all(VirtualMachine)]
         there = {(item.metadata.namespace, item.metadata.name): item for item in items if item is not None}
         for key in self.fleet.vms.keys() | there.keys():
             self.fleet.note_vm(key, there.get(key))
@@ -110,7 +119,8 @@ class Operator:
 
     def _room_changed(self, old: VirtualMachine | None, new: VirtualMachine | None) -> None:
         """Hosts' figures change, and what waits for room may fit now."""
-        assert self.vms is not None and self.hypervisors is not None
+        assert self.vms is not None
+        assert self.hypervisors is not None
         hosts = {candidate.hypervisor for vm in (old, new) if vm for candidate in vm.status.candidates}
         for name in hosts & self.fleet.hypervisors.keys():
             self.hypervisors.queue.add(("", name))
@@ -122,7 +132,9 @@ class Operator:
         if self.vms is None or self.hypervisors is None:
             return
         self.hypervisors.queue.add(("", hypervisor))
-        for key in list(self.fleet.vms) if uuids is None else [key for uuid in uuids if (key := self.fleet.key_of(uuid))]:
+        for key in (
+            list(self.fleet.vms) if uuids is None else [key for uuid in uuids if (key := self.fleet.key_of(uuid))]
+        ):
             self.vms.queue.add(key, resync=uuids is None)
 
 
@@ -131,5 +143,7 @@ def _parsed(kind: type[Any], item: dict[str, Any]) -> Any:
         return kind.model_validate(item)
     except ValidationError as error:
         meta = item.get("metadata", {})
-        log.warning("%s %s cannot be read: %s", kind.__name__, meta.get("name"), "; ".join(e["msg"] for e in error.errors()))
+        log.warning(
+            "%s %s cannot be read: %s", kind.__name__, meta.get("name"), "; ".join(e["msg"] for e in error.errors())
+        )
         return None

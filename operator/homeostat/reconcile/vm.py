@@ -9,7 +9,6 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-
 from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER
@@ -36,7 +35,15 @@ Object = dict[str, Any]
 class VMReconciler:
     """Reconciles VirtualMachines. What it keeps between passes only paces it: losing it costs a repetition."""
 
-    def __init__(self, client: Client, fleet: Fleet, recorder: Recorder, settings: Settings, now: Callable[[], datetime], cluster: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        fleet: Fleet,
+        recorder: Recorder,
+        settings: Settings,
+        now: Callable[[], datetime],
+        cluster: str,
+    ) -> None:
         self._client, self._fleet, self._recorder = client, fleet, recorder
         self._settings, self._now, self._cluster = settings, now, cluster
         self._asked: dict[Key, float] = {}  # when the guest was last asked to power off
@@ -112,7 +119,9 @@ class VMReconciler:
             match action:
                 case act.RecordCandidates(candidates):
                     rows = [{"hypervisor": c.hypervisor, "uid": c.uid, "hostUUID": c.host_uuid} for c in candidates]
-                    written = await self._client.apply_status(VirtualMachine, seen, {"candidates": rows}, CANDIDATES_MANAGER)
+                    written = await self._client.apply_status(
+                        VirtualMachine, seen, {"candidates": rows}, CANDIDATES_MANAGER
+                    )
                 case act.AddFinalizer():
                     written = await self._client.add_finalizer(VirtualMachine, seen, FINALIZER)
                 case act.RemoveFinalizer():
@@ -135,8 +144,13 @@ class VMReconciler:
             if isinstance(action, act.CreateVolume | act.Define | act.Start):
                 self._failed[key] = Failure(action, error.message, self._now())
 
-    async def _report(self, key: Key, vm: VirtualMachine, seen: Object, view: VMView, decision: Decision) -> float | None:
-        """Write the status if it changed; a passing state only once it has lasted. Returns when to look again, in seconds."""
+    async def _report(
+        self, key: Key, vm: VirtualMachine, seen: Object, view: VMView, decision: Decision
+    ) -> float | None:
+        """Write the status if it changed; a passing state only once it has lasted.
+
+        Returns when to look again, in seconds.
+        """
         status = report.status(vm, view, decision, self._now())
         if status.wire(exclude={"candidates"}) == vm.status.wire(exclude={"candidates"}):
             self._unwritten.pop(key, None)
@@ -163,10 +177,16 @@ class VMReconciler:
             return
         row = reasons.VM[reason]
         log.info("is %s: %s", row.state, report.sentence(decision))
-        await self._recorder.record("VirtualMachine", seen, reason, report.sentence(decision), warning=row.ready != "True" and not row.passing)
+        await self._recorder.record(
+            "VirtualMachine", seen, reason, report.sentence(decision), warning=row.ready != "True" and not row.passing
+        )
 
 
 def _told(action: act.Action) -> str:
-    where = f" on {action.host}" if not isinstance(action, act.RecordCandidates | act.AddFinalizer | act.RemoveFinalizer) else ""
+    where = (
+        f" on {action.host}"
+        if not isinstance(action, act.RecordCandidates | act.AddFinalizer | act.RemoveFinalizer)
+        else ""
+    )
     what = f" {action.name}" if isinstance(action, act.CreateVolume | act.DeleteVolume) else ""
     return f"{type(action).__name__}{what}{where}"

@@ -100,7 +100,12 @@ class Controller:
             return "retry"
         except Exception as error:
             # The sentence for people, the traceback for whoever asks for it.
-            log.error("reconcile failed, will look again in %.1f s: %s: %s", self.queue.retry(key), type(error).__name__, error)
+            log.error(
+                "reconcile failed, will look again in %.1f s: %s: %s",
+                self.queue.retry(key),
+                type(error).__name__,
+                error,
+            )
             log.debug("reconcile failed", exc_info=True)
             return "error"
         self.queue.forget(key)

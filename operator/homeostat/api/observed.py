@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was seen on hosts, in the words that `decide` reads.
 
-Every observation is Present, Absent (proved by a fresh answer of the expected host) or Unknown. There is no fourth answer
+Every observation is Present, Absent (proved by a fresh answer of the expected host) or Unknown. There is no fourth
+answer
 and no default: whoever builds an observation has to say which of the three it is.
 """
 
@@ -18,7 +19,8 @@ class Owner:
     """Our metadata element in a domain: whose it is and what was asked of it last.
 
     `request` is the power request that the definition was last prepared for. `off` is how the last process was seen to
-    have ended (a shutoff reason of libvirt, or "Halted" when the run strategy ended it), None while a process may exist.
+    have ended (a shutoff reason of libvirt, or "Halted" when the run strategy ended it), None while a process may
+    exist.
     `was` is the shutoff reason libvirt showed when the definition was prepared: the same reason later proves nothing.
     `paused` says that we paused, or started paused, this domain; `probe` that it was started only to see whether an
     earlier process is still there.
@@ -38,7 +40,10 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class DiskConfig:
-    """One disk of a domain. `owned` disks are volumes we created: their owner and mode are ours, libvirt does not relabel."""
+    """One disk of a domain. `owned` disks are volumes we created.
+
+    Their owner and mode are ours, libvirt does not relabel.
+    """
 
     alias: str
     path: str
@@ -52,7 +57,10 @@ class DiskConfig:
 
 @dataclass(frozen=True, slots=True)
 class NicConfig:
-    """One network interface of a domain. kind is Bridge, Network or OpenVSwitch; source the bridge's or network's name."""
+    """One network interface of a domain.
+
+    kind is Bridge, Network or OpenVSwitch; source the bridge's or network's name.
+    """
 
     alias: str
     kind: str
@@ -121,7 +129,10 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The host could not be asked. `reason` is a word (HostUnreachable, IdentityMismatch, ...), `message` a sentence."""
+    """The host could not be asked.
+
+    `reason` is a word (HostUnreachable, IdentityMismatch, ...), `message` a sentence.
+    """
 
     reason: str
     message: str = ""
@@ -143,7 +154,10 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A libvirt pool: state is Active, Inactive, Missing or Unknown; path the folder its volumes are in. Sizes in bytes."""
+    """A libvirt pool: state is Active, Inactive, Missing or Unknown; path the folder its volumes are in.
+
+    Sizes in bytes.
+    """
 
     name: str
     state: str
@@ -166,9 +180,14 @@ class HostFacts:
     emulation: bool = False
     cpu_models: tuple[str, ...] = ()
     default_cpu_model: str = ""
+    """For the best acceleration the host advertises; emulated_* for guests that are to be emulated all the same."""
+    emulated_cpu_models: tuple[str, ...] = ()
+    emulated_cpu_model: str = ""
     disk_owner: tuple[int, int] = (0, 0)
     """uid and gid QEMU runs as (the DAC baselabel): who has to be able to open a disk."""
     pools: tuple[Pool, ...] = ()
+    pools_known: bool = True
+    """False when the host answered, but not in time about its storage."""
     networks: tuple[str, ...] = ()
     """Active libvirt networks."""
     bridges: tuple[str, ...] = ()
@@ -190,3 +209,11 @@ class HostAnswer:
     message: str = ""
     facts: HostFacts | None = None
     domains: dict[str, Domain] = field(default_factory=dict)  # by UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Contents of a credentials Secret, by file name (ca.crt, tls.crt, tls.key). Never logged: repr shows no value."""
+
+    version: str = ""  # changes when the contents change
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)

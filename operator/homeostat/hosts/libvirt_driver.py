@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102 - the port says what each method returns
+"""The driver on libvirt-python: several libvirt connections per host, so that a call that hangs harms only its like.
+
+`observe` carries states, XML and events; `effects` what changes domains; `storage` pools and volumes (a dead NFS server
+hangs these); `agent` what waits for a program inside a guest. All but `observe` are opened when first used. The host
+counts as lost when `observe` is; another one that is lost ends its own calls and is opened again for the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import libvirt
+
+from homeostat.api.observed import HostFacts, Pool, Volume
+from homeostat.hosts import lanes, reads
+from homeostat.hosts.driver import NO_DOMAIN, Connection, Credentials, DomainRow, Driver, Event, HostError
+from homeostat.hosts.links import DriverSettings, Endpoint, Link
+from homeostat.hosts.names import METADATA_KEY, METADATA_NAMESPACE
+from homeostat.hosts.sessions import Virt, host_error
+
+__all__ = ["DriverSettings", "LibvirtConnection", "LibvirtDriver"]
+
+T = TypeVar("T")
+
+# A libvirt daemon works on 5 requests of a connection at a time (max_client_requests); the next one waits in a buffer,
+# out of reach. One is left free.
+_THREADS_PER_CONNECTION = 4
+_OBSERVE_THREADS = 3
+
+
+class LibvirtDriver(Driver):
+    """Opens connections to libvirt hosts."""
+
+    def __init__(self, settings: DriverSettings | None = None) -> None:
+        self._settings = settings or DriverSettings()
+        _start_events()
+
+    async def open(self, uri: str, credentials: Credentials | None) -> LibvirtConnection:
+        """A connection that answers, or HostUnreachable. May never return: wrap it in a time-out.
+
+        Cancelled, the attempt goes on in its thread, and a connection that comes late is closed.
+        """
+        connection = LibvirtConnection(Endpoint(uri, credentials, self._settings))
+        try:
+            await connection.start()
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+
+class LibvirtConnection(Connection):
+    """One host. `deadline` is how many seconds a call may take before its connection is closed under it."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        settings = endpoint.settings
+        self.deadline, self._long, self._agent_deadline = (
+            settings.deadline, settings.long_deadline, settings.agent_deadline,
+        )  # fmt: skip
+        self._observe = Link("observe", endpoint, _OBSERVE_THREADS, self._lost)
+        self._agent = Link("agent", endpoint, _THREADS_PER_CONNECTION)
+        self._storage = Link("storage", endpoint, _THREADS_PER_CONNECTION)
+        self._effects = [
+            Link("effects", endpoint, min(_THREADS_PER_CONNECTION, settings.effect_threads - first))
+            for first in range(0, settings.effect_threads, _THREADS_PER_CONNECTION)
+        ]
+        self._on_event: Callable[[Event], None] = lambda event: None
+        self._on_close: Callable[[str], None] | None = None
+
+    async def start(self) -> None:
+        """Open the connection for observation and have its events sent."""
+        session = await self._observe.open()
+
+        def enqueue(uuid: str, kind: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                session.loop.call_soon_threadsafe(self._event, Event(uuid, kind))
+
+        session.callbacks = await session.run(lambda virt: reads.register_events(virt, enqueue), self.deadline)
+
+    def subscribe(self, on_event: Callable[[Event], None], on_close: Callable[[str], None]) -> None:
+        """See Connection.subscribe. What happened before is not replayed, except that the connection was lost."""
+        self._on_event, self._on_close = on_event, on_close
+        if self._observe.closed:
+            self._lost(self._observe.closed)
+
+    async def close(self) -> None:
+        """End the connection; calls under way end with HostUnreachable. on_close is not called."""
+        self._on_close = None
+        self._close_links("the connection was closed")
+
+    async def facts(self) -> HostFacts:
+        host = await self._read(reads.host)
+        try:
+            return replace(host, pools=await self._storage.call(reads.pools, self._agent_deadline))
+        except HostError:  # storage that hangs must not make the host unknown
+            return replace(host, pools_known=False)
+
+    async def domains(self) -> list[DomainRow]:
+        return await self._read(reads.domains)
+
+    async def domain(self, uuid: str) -> DomainRow | None:
+        return await self._read(_or_none(lambda virt: reads.domain(virt.lookupByUUIDString(uuid))))
+
+    async def domain_named(self, name: str) -> str | None:
+        return await self._read(_or_none(lambda virt: str(virt.lookupByName(name).UUIDString())))
+
+    async def xml(self, uuid: str, *, inactive: bool) -> str | None:
+        # Secrets are part of what a redefinition has to keep, and of nothing else.
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE if inactive else 0
+        return await self._read(_or_none(lambda virt: str(virt.lookupByUUIDString(uuid).XMLDesc(flags))))
+
+    async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
+        return await self._agent.call(lambda virt: reads.addresses(virt.lookupByUUIDString(uuid)), self._agent_deadline)
+
+    async def pool(self, name: str) -> Pool:
+        return await self._storage.call(lambda virt: reads.pool(virt, name), self.deadline)
+
+    async def volumes(self, pool: str) -> list[Volume]:
+        return await self._storage.call(lambda virt: reads.volumes(virt.storagePoolLookupByName(pool)), self.deadline)
+
+    async def refresh_pool(self, pool: str) -> None:
+        await self._store(lambda virt: virt.storagePoolLookupByName(pool).refresh(0))
+
+    async def create_volume(self, pool: str, xml: str) -> None:
+        await self._store(lambda virt: virt.storagePoolLookupByName(pool).createXML(xml, 0))
+
+    async def delete_volume(self, pool: str, name: str) -> None:
+        await self._store(lambda virt: virt.storagePoolLookupByName(pool).storageVolLookupByName(name).delete(0))
+
+    async def define(self, xml: str) -> None:
+        await self._effect(lambda virt: virt.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE))
+
+    async def create(self, uuid: str, *, paused: bool) -> None:
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        await self._on(uuid, lambda domain: domain.createWithFlags(flags), deadline=self._long)
+
+    async def shutdown(self, uuid: str, *, agent: bool) -> None:
+        if agent:
+            await self._agent.call(
+                lambda virt: virt.lookupByUUIDString(uuid).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT),
+                self._agent_deadline, effect=True,
+            )  # fmt: skip
+        else:
+            await self._on(uuid, lambda domain: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
+
+    async def destroy(self, uuid: str) -> None:
+        await self._on(uuid, lambda domain: domain.destroyFlags(0), deadline=self._long)
+
+    async def suspend(self, uuid: str) -> None:
+        await self._on(uuid, lambda domain: domain.suspend())
+
+    async def resume(self, uuid: str) -> None:
+        await self._on(uuid, lambda domain: domain.resume())
+
+    async def undefine(self, uuid: str) -> None:
+        flags = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+        await self._on(uuid, lambda domain: domain.undefineFlags(flags))
+
+    async def set_metadata(self, uuid: str, element: str, *, live: bool) -> None:
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+        await self._on(uuid, lambda domain: domain.setMetadata(kind, element, METADATA_KEY, METADATA_NAMESPACE, flags))
+
+    async def remove_managed_save(self, uuid: str) -> None:
+        await self._on(uuid, lambda domain: domain.managedSaveRemove(0))
+
+    async def _read(self, work: Callable[[Virt], T]) -> T:
+        return await self._observe.call(work, self.deadline)
+
+    async def _store(self, work: Callable[[Virt], object]) -> None:
+        await self._storage.call(work, self.deadline, effect=True)
+
+    async def _on(self, uuid: str, work: Callable[[Virt], object], deadline: float | None = None) -> None:
+        await self._effect(lambda virt: work(virt.lookupByUUIDString(uuid)), deadline)
+
+    async def _effect(self, work: Callable[[Virt], object], deadline: float | None = None) -> None:
+        link = min(self._effects, key=lambda one: one.busy)
+        await link.call(work, deadline or self.deadline, effect=True)
+
+    def _event(self, event: Event) -> None:
+        self._on_event(event)
+
+    def _lost(self, why: str) -> None:
+        on_close, self._on_close = self._on_close, None
+        self._close_links(why)
+        if on_close is not None:
+            on_close(why)
+
+    def _close_links(self, why: str) -> None:
+        for link in (self._observe, self._agent, self._storage, *self._effects):
+            link.close(why)
+
+
+def _or_none(work: Callable[[Virt], T]) -> Callable[[Virt], T | None]:
+    def guarded(virt: Virt) -> T | None:
+        try:
+            return work(virt)
+        except libvirt.libvirtError as error:
+            if host_error(error).code == NO_DOMAIN:
+                return None
+            raise
+
+    return guarded
+
+
+@functools.cache
+def _start_events() -> None:
+    """Once per process, before the first connection: libvirt's event loop, without which there is no keep-alive."""
+    libvirt.registerErrorHandler(lambda context, error: None, None)  # it would print every error to stderr
+    libvirt.virEventRegisterDefaultImpl()
+
+    def turn() -> None:
+        while True:
+            with contextlib.suppress(libvirt.libvirtError):
+                libvirt.virEventRunDefaultImpl()
+
+    lanes.start("libvirt-events", turn)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is read from a libvirt connection. These functions block; they run in the threads of a session."""
+
+from __future__ import annotations
+
+import contextlib
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import libvirt
+
+from homeostat.api.observed import HostFacts, Pool, Volume
+from homeostat.hosts.capabilities import host_facts
+from homeostat.hosts.driver import NO_STORAGE_POOL, DomainRow
+from homeostat.hosts.sessions import Virt, host_error
+from homeostat.hosts.words import words
+
+T = TypeVar("T")
+
+_EVENTS = (
+    "LIFECYCLE", "REBOOT", "METADATA_CHANGE", "AGENT_LIFECYCLE", "DEVICE_ADDED", "DEVICE_REMOVED", "IO_ERROR",
+    "BLOCK_JOB_2",
+)  # fmt: skip
+_POOL_STATES = {0: "Inactive", 2: "Active", 3: "Active"}  # building and inaccessible: Unknown
+
+
+def register_events(virt: Virt, enqueue: Callable[[str, str], None]) -> list[int]:
+    """Have `enqueue` called in libvirt's event thread with UUID and kind; the callbacks' numbers."""
+
+    def callback(kind: str) -> Callable[..., None]:
+        return lambda _virt, domain, *_details: enqueue(domain.UUIDString(), kind)
+
+    numbers = []
+    for kind in _EVENTS:
+        with contextlib.suppress(libvirt.libvirtError):  # an event this host does not know is one less wake-up
+            number = getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{kind}")
+            numbers.append(virt.domainEventRegisterAny(None, number, callback(kind), None))
+    return numbers
+
+
+def domains(virt: Virt) -> list[DomainRow]:
+    """All domains in four calls."""
+    stats = virt.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
+    persistent, saved, autostart = (
+        {domain.UUIDString() for domain in virt.listAllDomains(flag)}
+        for flag in (
+            libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT,
+            libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE,
+            libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART,
+        )
+    )
+    return [
+        DomainRow(uuid, one.name(), *words(state["state.state"], state["state.reason"]),
+                  uuid in persistent, uuid in saved, uuid in autostart)
+        for one, state in stats
+        for uuid in [one.UUIDString()]
+    ]  # fmt: skip
+
+
+def domain(one: Virt) -> DomainRow:
+    """One domain."""
+    state, reason = words(*one.state())
+    persistent = bool(one.isPersistent())
+    saved = persistent and bool(one.hasManagedSaveImage())
+    autostart = persistent and bool(one.autostart())
+    return DomainRow(one.UUIDString(), one.name(), state, reason, persistent, saved, autostart)
+
+
+def addresses(one: Virt) -> list[tuple[str, str, str]]:
+    """(interface, MAC, IP address) as the guest agent reports them."""
+    found = one.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
+    return [
+        (name, interface.get("hwaddr") or "", address["addr"])
+        for name, interface in found.items()
+        for address in interface.get("addrs") or []
+    ]
+
+
+def host(virt: Virt) -> HostFacts:
+    """Identity, versions and capacity; no pools."""
+    _model, memory_mib, cpus, *_topology = virt.getInfo()
+    bridges = _optional(_bridges, virt)
+    facts = host_facts(virt.getCapabilities(), {kind: _domain_capabilities(virt, kind) for kind in ("kvm", "qemu")})
+    return replace(
+        facts,
+        hostname=virt.getHostname(),
+        libvirt_version=_version(virt.getLibVersion()),
+        qemu_version=_version(_optional(lambda v: int(v.getVersion()), virt) or 0),
+        cpus=cpus,
+        memory_mib=memory_mib,
+        networks=tuple(sorted(one.name() for one in virt.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE))),
+        bridges=bridges or (),
+        bridges_known=bridges is not None,
+    )
+
+
+def pools(virt: Virt) -> tuple[Pool, ...]:
+    """All pools, in two calls for each."""
+    return tuple(sorted((_pool(one) for one in virt.listAllStoragePools(0)), key=lambda one: one.name))
+
+
+def pool(virt: Virt, name: str) -> Pool:
+    """One pool; state Missing when there is none of that name."""
+    try:
+        return _pool(virt.storagePoolLookupByName(name))
+    except libvirt.libvirtError as error:
+        if host_error(error).code == NO_STORAGE_POOL:
+            return Pool(name, "Missing")
+        raise
+
+
+def volumes(one: Virt) -> list[Volume]:
+    """Volumes of a pool, in one call for each."""
+    found = []
+    for volume in one.listAllVolumes(0):
+        with contextlib.suppress(libvirt.libvirtError):  # deleted since it was listed
+            _kind, capacity, allocation = volume.info()
+            path = volume.key() if volume.key().startswith("/") else volume.path()  # a file's key is its path
+            found.append(Volume(volume.name(), path, capacity, allocation))
+    return found
+
+
+def _pool(one: Virt) -> Pool:
+    state, capacity, _allocation, available = one.info()
+    path = ET.fromstring(one.XMLDesc(0)).findtext("target/path") or ""
+    return Pool(one.name(), _POOL_STATES.get(state, "Unknown"), path, capacity, available)
+
+
+def _bridges(virt: Virt) -> tuple[str, ...]:
+    interfaces = virt.listAllInterfaces(libvirt.VIR_CONNECT_LIST_INTERFACES_ACTIVE)
+    return tuple(sorted(one.name() for one in interfaces if ET.fromstring(one.XMLDesc(0)).get("type") == "bridge"))
+
+
+def _domain_capabilities(virt: Virt, kind: str) -> str | None:
+    return _optional(lambda v: str(v.getDomainCapabilities(None, None, "q35", kind, 0)), virt)
+
+
+def _optional(read: Callable[[Virt], T], virt: Virt) -> T | None:
+    """None where the host has no such driver, or nothing of that kind."""
+    try:
+        return read(virt)
+    except libvirt.libvirtError:
+        if not virt.isAlive():
+            raise
+        return None
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}" if number else ""

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One libvirt connection, the threads that call into it, and its end.
+
+A call that has been given up on still occupies libvirt: nothing but its return, or the end of the connection, makes it
+certain that this process will not carry it out any more. Effects are therefore waited for until one of the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import libvirt
+
+from homeostat.hosts import lanes, sockets
+from homeostat.hosts.driver import NO_CONNECT, RPC, Credentials, HostError, HostUnreachable
+from homeostat.hosts.uri import check, peers, with_pki
+
+T = TypeVar("T")
+Virt = Any  # libvirt-python has no types: libvirt.virConnect
+LOST = {0: "an error", 1: "end of file", 2: "no answer to keep-alive messages", 3: "closed by this side"}
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A libvirt connection that answers, and the inode of its socket where that is known."""
+
+    virt: Virt
+    socket: int | None
+
+
+def host_error(error: libvirt.libvirtError) -> HostError:
+    """A libvirtError as HostError, in libvirt's own words."""
+    message = error.get_error_message() or str(error)
+    return HostError(error.get_error_code() or 0, message, error.get_error_domain() or 0)
+
+
+def open_blocking(uri: str, credentials: Credentials | None, keepalive: tuple[int, int]) -> Opened:
+    """Open a connection; blocks for as long as the host likes. HostUnreachable with libvirt's words."""
+    before, expected = sockets.inodes(), peers(uri)
+    try:
+        with with_pki(uri, credentials) as full:
+            virt = libvirt.open(full)
+        inode = sockets.appeared(before, expected)
+        with contextlib.suppress(libvirt.libvirtError):  # a host that does not know keep-alive is used without
+            virt.setKeepAlive(*keepalive)
+    except libvirt.libvirtError as error:
+        cause = host_error(error)
+        raise HostUnreachable(cause.code, cause.message, cause.domain) from None
+    except OSError as error:
+        raise HostUnreachable(NO_CONNECT, f"cannot write the credentials for TLS: {error.strerror}") from None
+    return Opened(virt, inode)
+
+
+async def open_in_thread(uri: str, credentials: Credentials | None, keepalive: tuple[int, int]) -> Opened:
+    """`open_blocking` in a daemon thread of its own. When cancelled, a connection that comes late is closed."""
+    check(uri)
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Opened] = loop.create_future()
+
+    def deliver(opened: Opened | None, error: HostError | None) -> None:
+        if answer.done():
+            if opened is not None:
+                lanes.start("libvirt-close", lambda: dispose(opened, []))
+        elif error is not None:
+            answer.set_exception(error)
+        elif opened is not None:
+            answer.set_result(opened)
+
+    def attempt() -> None:
+        opened = error = None
+        try:
+            opened = open_blocking(uri, credentials, keepalive)
+        except HostError as cause:
+            error = cause
+        with contextlib.suppress(RuntimeError):  # the loop has ended: so will this process
+            loop.call_soon_threadsafe(deliver, opened, error)
+
+    lanes.start("libvirt-open", attempt)
+    return await answer
+
+
+def dispose(opened: Opened, callbacks: list[int]) -> None:
+    """Close for good. Callbacks left registered would keep the connection and its file descriptors."""
+    for callback in callbacks:
+        with contextlib.suppress(libvirt.libvirtError):
+            opened.virt.domainEventDeregisterAny(callback)
+    for last in (opened.virt.unregisterCloseCallback, opened.virt.close):
+        with contextlib.suppress(libvirt.libvirtError):
+            last()
+
+
+class Call(Generic[T]):
+    """One piece of work for a session's threads, and the future of its result."""
+
+    def __init__(self, session: Session, work: Callable[[Virt], T], deadline: float) -> None:
+        self._session, self._work, self._deadline = session, work, deadline
+        self._timer: asyncio.TimerHandle | None = None
+        self.future: asyncio.Future[T] = session.loop.create_future()
+        self.future.add_done_callback(self._settled)
+
+    def execute(self) -> None:
+        """In a thread: run the work; its result goes to the future, on the loop."""
+        if self._session.ended:
+            return
+        self._post(self._began)
+        try:
+            result = self._work(self._session.opened.virt)
+        except HostError as error:
+            self._post(self._resolve, None, error)
+        except libvirt.libvirtError as error:
+            self._post(self._resolve, None, self._session.translate(error))
+        else:
+            self._post(self._resolve, result, None)
+
+    async def outlast(self) -> T:
+        """The result. Cancelled: take the work back if it has not begun, else wait for its end and raise then."""
+        cancelled = False
+        while not self.future.done():
+            try:
+                await asyncio.wait([self.future])
+            except asyncio.CancelledError:
+                if self._session.lane.withdraw(self.execute):
+                    self.future.cancel()
+                    raise
+                cancelled = True
+        if cancelled:
+            self.future.exception()  # looked at, so that asyncio does not report it as forgotten
+            raise asyncio.CancelledError
+        return self.future.result()
+
+    async def abandonable(self) -> T:
+        """The result. Cancelled: leave the work to its thread, until its deadline."""
+        try:
+            return await self.future
+        except asyncio.CancelledError:
+            if self._session.lane.withdraw(self.execute):
+                self._cancel_timer()
+            raise
+
+    def _began(self) -> None:
+        self._timer = self._session.loop.call_later(self._deadline, self._overdue)
+
+    def _overdue(self) -> None:
+        self._session.end(f"a call was not answered within {self._deadline:g} s; its connection was closed")
+
+    def _resolve(self, result: Any, error: HostError | None) -> None:
+        self._cancel_timer()
+        if self.future.done():
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+    def _settled(self, future: asyncio.Future[T]) -> None:
+        if not future.cancelled():  # an abandoned call keeps its timer: its thread is still taken
+            self._cancel_timer()
+        self._session.calls.discard(self)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _post(self, function: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._session.loop.call_soon_threadsafe(function, *arguments)
+
+
+class Session:
+    """An open libvirt connection with its threads. `on_end` is called once, on the loop, with why it ended."""
+
+    def __init__(self, name: str, opened: Opened, threads: int, on_end: Callable[[str], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.opened, self.lane, self._on_end = opened, lanes.Lane(name, threads), on_end
+        self.calls: set[Call[Any]] = set()
+        self.ended = ""
+        self.callbacks: list[int] = []
+
+    def watch(self, virt: Virt) -> None:
+        """In a thread: have libvirt say when the connection is lost."""
+        virt.registerCloseCallback(self._closed, None)
+
+    async def run(self, work: Callable[[Virt], T], deadline: float, *, effect: bool = False) -> T:
+        """Run `work` in a thread; HostError, or HostUnreachable when the session ends first or `deadline` passes."""
+        if self.ended:
+            raise HostUnreachable(RPC, self.ended)
+        call = Call(self, work, deadline)
+        self.calls.add(call)
+        self.lane.submit(call.execute)
+        return await (call.outlast() if effect else call.abandonable())
+
+    def translate(self, error: libvirt.libvirtError) -> HostError:
+        """The error, as HostUnreachable when the connection is gone: the call may have been carried out or not."""
+        cause = host_error(error)
+        if not self.ended and self._alive():
+            return cause
+        self._post_end(f"the connection was lost ({cause.message})")
+        return HostUnreachable(cause.code, self.ended or cause.message, cause.domain)
+
+    def end(self, why: str) -> None:
+        """End every call with HostUnreachable and close the connection, in a thread since that may block."""
+        if self.ended:
+            return
+        self.ended = why
+        self.lane.stop()
+        for call in list(self.calls):
+            if not call.future.done():
+                call.future.set_exception(HostUnreachable(RPC, why))
+        lanes.start("libvirt-close", self._dispose)
+        self._on_end(why)
+
+    def _dispose(self) -> None:
+        if self.opened.socket is not None:
+            sockets.shut(self.opened.socket)
+        dispose(self.opened, self.callbacks)
+
+    def _alive(self) -> bool:
+        try:
+            return bool(self.opened.virt.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def _closed(self, _virt: Virt, reason: int, _opaque: object) -> None:
+        self._post_end(f"the connection was lost ({LOST.get(reason, 'for a reason libvirt does not name')})")
+
+    def _post_end(self, why: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self.loop.call_soon_threadsafe(self.end, why)

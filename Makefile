@@ -83,7 +83,7 @@ control-plane-down: venv ## Remove every trace of it (NAME=dev)
 
 .PHONY: generate
 generate: venv ## Write crds/ from the models in operator/homeostat/api
-	@$(BIN)/homeostat crds
+	@$(BIN)/python -m homeostat.api.crd
 
 .PHONY: lint
 lint: venv ## Check style, formatting, types and the direction of imports

@@ -5,13 +5,14 @@ import sys
 from tests.lab import Lab, LabError, labs
 
 
-def show(lab: Lab) -> None:
-    print(f"{lab.name}: {lab.subnet if lab.record else 'no record'} {'up' if lab.is_up else 'not complete'}")
-    for host in lab.hosts if lab.record else []:
-        print(f"  {host.name}  {host.address}  {host.uri_tcp}  {host.host_uuid}{'  stock qemu.conf' * host.stock}")
+def _show(lab: Lab) -> None:
+    print(f"{lab.name}: {lab.subnet}, {'up' if lab.is_up else 'not complete, or its machine was restarted'}")
+    for host in lab.hosts:
+        stock = "  stock qemu.conf" if host.stock else ""
+        print(f"  {host.name}  {host.uri_tcp}  {host.uri_tls}  {host.host_uuid}{stock}")
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description="Real libvirt hosts on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start a lab; nothing happens when it is up already")
@@ -21,17 +22,29 @@ def main() -> int:
     down = commands.add_parser("down", help="remove every trace of a lab")
     down.add_argument("--name", required=True)
     commands.add_parser("status", help="list the labs on this machine")
-    arguments = parser.parse_args()
+    return parser
+
+
+def _up(name: str, hosts: int, stock: int | None) -> None:
+    if Lab(name).is_up:
+        print(f"lab {name} is already up")
+    _show(Lab.up(name, hosts, stock))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "up":
+        _up(arguments.name, arguments.hosts, arguments.stock)
+    elif arguments.command == "down":
+        Lab(arguments.name).down()
+    else:
+        for lab in labs():
+            _show(lab)
+
+
+def main() -> int:
+    """Run a command; returns the exit status."""
     try:
-        if arguments.command == "up":
-            if Lab(arguments.name).is_up:
-                print(f"{arguments.name}: already up")
-            show(Lab.up(arguments.name, arguments.hosts, arguments.stock))
-        elif arguments.command == "down":
-            Lab(arguments.name).down()
-        else:
-            for lab in labs():
-                show(lab)
+        _run(_parser().parse_args())
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

@@ -18,11 +18,15 @@ BASE_HEAD, BASE_MIB = b"HOMEOSTAT-BASE\n", 8
 COMMAND_LINE = "console=ttyS0 quiet"
 
 # In the order of their dependencies: the guest has no modprobe.
-MODULES = """virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover
-virtio_net virtio_console virtio_balloon scsi_common scsi_mod virtio_scsi crc64 crc64-rocksoft t10-pi sd_mod button evdev""".split()
-COMMANDS = """acpid cat chmod cttyhack cut date dd dmesg echo grep halt head hostname httpd init insmod ip kill ln ls md5sum
-mkdir mke2fs mount nc poweroff reboot sed seq setsid sh sleep stat sync tail tr udhcpc umount""".split()
-FOLDERS = "bin dev etc/acpi/PWRF etc/qemu lib/modules mnt proc run sbin sys tmp var/log var/run".split()
+MODULES = """
+virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover virtio_net
+virtio_console virtio_balloon scsi_common scsi_mod virtio_scsi crc64 crc64-rocksoft t10-pi sd_mod button evdev
+"""
+COMMANDS = """
+acpid cat chmod cttyhack cut date dd dmesg echo grep halt head hostname httpd init insmod ip kill ln ls md5sum mkdir
+mke2fs mount nc poweroff reboot sed seq setsid sh sleep stat sync tail tr udhcpc umount
+"""
+FOLDERS = "bin dev etc/acpi/PWRF etc/qemu lib/modules mnt proc run sbin sys tmp var/log var/run"
 
 
 def files() -> Path:
@@ -77,15 +81,19 @@ def _build(work: Path, kernel: str) -> Path:
 
 
 def _fill(root: Path, packages: Path) -> None:
-    for folder in FOLDERS:
+    for folder in FOLDERS.split():
         (root / folder).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin")
-    for command in COMMANDS:
+    for command in COMMANDS.split():
         (root / "bin" / command).symlink_to("busybox")
-    for module in MODULES:
+    for module in MODULES.split():
         _module(root, packages, module)
     _agent(root, packages / "usr/sbin/qemu-ga")
-    init = (SOURCE / "guest-init").read_text().replace("MODULES", " ".join(p for p in MODULES if _has(root, p)))
+    init = (
+        (SOURCE / "guest-init")
+        .read_text()
+        .replace("MODULES", " ".join(name for name in MODULES.split() if _has(root, name)))
+    )
     _script(root / "init", init)
     _script(root / "sbin/shutdown", (SOURCE / "guest-shutdown").read_text())
     _script(root / "etc/acpi/PWRF/00000080", "#!/bin/sh\nexec /sbin/shutdown -P button\n")

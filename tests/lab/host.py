@@ -1,88 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One libvirt host of a lab: a network namespace, a mount and UTS namespace, and what runs in them."""
+"""One libvirt host of a lab: what is seen in it, and the faults that can be done to it.
+
+A host is a network, PID, mount and UTS namespace in which virtlogd and libvirtd run. Faults act on its processes, files
+and cable, and return when they are done. What a host reports comes from its files and processes, never from its
+libvirt: it is there for judging what libvirt and the operator say.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import signal
 import socket
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 from tests.lab.processes import LabError, Process, end, in_namespace, inner_pid, run
 
-LIBVIRT = Path("/etc/libvirt")
-EMULATOR = Path("/usr/bin/qemu-system-x86_64")
 NAMESPACE = uuid.UUID("6c61622e-686f-4d65-8f73-746174000000")
 POOLS = {"default": "images", "shared": "shared", "images": "base", "tiny": "tiny"}
-TINY_MIB = 16
+LIBRARY = "/var/lib/libvirt"
+EMULATOR = "/usr/bin/qemu-system-x86_64"
+FILLER = "filler"
 
-LIBVIRTD_CONF = """
-listen_tcp = 1
-auth_tcp = "none"
-listen_tls = 1
-ca_file = "/etc/libvirt/pki/cacert.pem"
-cert_file = "/etc/libvirt/pki/servercert.pem"
-key_file = "/etc/libvirt/pki/serverkey.pem"
-host_uuid = "{uuid}"
-"""
 
-# What a hypervisor set up by hand often has: QEMU is root, nothing is relabeled, nothing is confined.
-PLAIN_QEMU_CONF = """
-user = "root"
-group = "root"
-security_driver = "none"
-dynamic_ownership = 0
-remember_owner = 0
-namespaces = []
-cgroup_controllers = []
-stdio_handler = "logd"
-migration_host = "{address}"
-"""
-STOCK_QEMU_CONF = """
-migration_host = "{address}"
-"""
+class Domain(NamedTuple):
+    """A domain as a host's files and processes show it."""
 
-POOL = """<pool type='dir'>
-  <name>{name}</name>
-  <uuid>{uuid}</uuid>
-  <target><path>{path}</path></target>
-</pool>
-"""
-
-# Process 1 of the host. bash, because it reaps the orphans that come to it: libvirt takes a process for alive until it
-# is reaped, and waits. Not every machine's own process 1 is quick at that.
-BOOT = """set -eu
-{mounts}
-mount -t tmpfs -o size={tiny}m,mode=0711 tiny /var/lib/libvirt/tiny
-mount -t proc proc /proc
-# A /dev without kvm: on every machine the guests are emulated, and nothing says otherwise.
-mount -t tmpfs -o mode=0755 dev /mnt
-cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/net /mnt
-mkdir /mnt/pts /mnt/shm
-ln -s pts/ptmx /mnt/ptmx
-mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts /mnt/pts
-mount -t tmpfs shm /mnt/shm
-# Not just covered: libvirt moves every mount it finds listed below /dev into the mount namespace it gives a QEMU.
-umount --recursive --lazy /dev
-mount --move /mnt /dev
-hostname {name}
-mkdir -p /run/libvirt /run/lock /var/log/libvirt/qemu /var/cache/libvirt
-touch /run/booted
-while :; do sleep 86400 & wait $! || :; done
-"""
+    uuid: str
+    name: str
+    defined: bool  # there is a persistent definition
+    recorded: bool  # libvirt's record of a running process is there
+    pid: int | None  # of its QEMU
 
 
 @dataclass(frozen=True)
 class Host:
-    """A host of the lab in `lab` (its state directory). `network` is the number of the lab's subnet."""
+    """A host of the lab with the state directory `lab`. `network` is the number of the lab's subnet."""
 
     lab: Path
     network: int
     number: int
     stock: bool
-    emulator: Path = field(repr=False, default=Path())
 
     @property
     def name(self) -> str:
@@ -100,11 +65,6 @@ class Host:
         return f"hs{self.network}-{self.number}"
 
     @property
-    def directory(self) -> Path:
-        """Where its files are on this machine."""
-        return self.lab / f"h{self.number}"
-
-    @property
     def host_uuid(self) -> str:
         """The UUID that its libvirt reports."""
         return str(uuid.uuid5(NAMESPACE, self.name))
@@ -119,125 +79,166 @@ class Host:
         """URI that needs a client certificate of the lab's authority."""
         return f"qemu+tls://{self.address}/system"
 
-    # Building and starting
+    # Its files
 
-    def build(self) -> None:
-        """Make its files and its network; it is not running yet."""
-        self._network()
-        for name in ("etc/qemu", "etc/storage/autostart", "lib", "run", "log", "cache"):
-            (self.directory / name).mkdir(parents=True)
-        self._library()
-        self._configuration()
-        self._pools()
-        mounts = "\n".join(f"mount --bind {source} {target}" for target, source in self._mounts().items())
-        boot = BOOT.format(mounts=mounts, name=self.name, tiny=TINY_MIB)
-        (self.directory / "boot.sh").write_text(boot)
+    @property
+    def directory(self) -> Path:
+        """Where its files are on this machine."""
+        return self.lab / f"h{self.number}"
 
-    def _network(self) -> None:
-        bridge, mac = f"hs{self.network}br", f"02:00:00:77:{self.network:02x}:{self.number:02x}"
-        run("ip", "netns", "add", self.link)
-        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.link)
-        run("ip", "link", "set", self.link, "master", bridge, "up")
-        # The guests' bridge takes eth0 in, as a real host's does. Its MAC is fixed: a bridge without one takes the
-        # lowest of its ports, so the host's own address would change under it when a guest's tap joins.
-        for command in ("link set lo up", f"link add br0 address {mac} type bridge", "link set eth0 master br0 up",
-                        f"address add {self.address}/27 dev br0", "link set br0 up"):
-            run("ip", "-n", self.link, *command.split())
+    @property
+    def boot_script(self) -> Path:
+        """What its first process executes."""
+        return self.directory / "boot.sh"
 
-    def _library(self) -> None:
-        library = self.directory / "lib"
-        library.chmod(0o755)
-        for name in ("boot", "recorder", "usr", *POOLS.values()):
-            (library / name).mkdir(mode=0o711)
-        (library / "qemu").mkdir(mode=0o750)
-        shutil.chown(library / "qemu", "libvirt-qemu", "libvirt-qemu")
-
-    def _configuration(self) -> None:
-        etc = self.directory / "etc"
-        for name in ("libvirtd.conf", "qemu.conf", "virtlogd.conf", "libvirt.conf"):
-            shutil.copy2(LIBVIRT / name, etc)
-        shutil.copytree(LIBVIRT / "nwfilter", etc / "nwfilter")
-        with (etc / "libvirtd.conf").open("a") as file:
-            file.write(LIBVIRTD_CONF.format(uuid=self.host_uuid))
-        with (etc / "qemu.conf").open("a") as file:
-            file.write((STOCK_QEMU_CONF if self.stock else PLAIN_QEMU_CONF).format(address=self.address))
-        self.use_certificate("good", restart=False)
-
-    def _pools(self) -> None:
-        for name, folder in POOLS.items():
-            file = self.directory / "etc/storage" / f"{name}.xml"
-            pool = uuid.uuid5(uuid.UUID(self.host_uuid), name)
-            file.write_text(POOL.format(name=name, uuid=pool, path=f"/var/lib/libvirt/{folder}"))
-            (file.parent / "autostart" / file.name).symlink_to(f"/etc/libvirt/storage/{name}.xml")
-
-    def _mounts(self) -> dict[str, Path]:
-        """Where in the host what of this machine is seen, in the order of mounting."""
+    @property
+    def mounts(self) -> dict[str, Path]:
+        """Path in the host -> path on this machine that is seen there, in the order of mounting."""
         return {
             "/etc/hosts": self.lab / "hosts",
             "/etc/libvirt": self.directory / "etc",
-            "/var/lib/libvirt": self.directory / "lib",
-            "/var/lib/libvirt/shared": self.lab / "shared",
-            "/var/lib/libvirt/base": self.lab / "images",
-            "/var/lib/libvirt/recorder": self.lab / "recorder",
-            "/var/lib/libvirt/usr": Path("/usr"),  # the real emulator stays reachable, with its data beside it
-            str(EMULATOR): self.emulator,
+            LIBRARY: self.directory / "lib",
+            f"{LIBRARY}/shared": self.lab / "shared",
+            f"{LIBRARY}/base": self.lab / "images",
+            f"{LIBRARY}/recorder": self.lab / "recorder",
+            f"{LIBRARY}/usr": Path("/usr"),  # the real emulator stays reachable, with its data beside it
+            EMULATOR: self.lab / "emulator",
             "/var/cache": self.directory / "cache",
             "/var/log": self.directory / "log",
             "/run": self.directory / "run",
         }
 
-    def boot(self) -> None:
-        """Start it: its namespaces, virtlogd and libvirtd; returns when libvirt answers."""
-        for entry in (self.directory / "run").iterdir():  # as a real /run, it starts empty
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        log = self.directory / "boot.log"
-        unshare = "unshare --mount --uts --pid --fork --kill-child"
-        run("sh", "-c", f"setsid -f ip netns exec {self.link} {unshare} bash {self.directory}/boot.sh </dev/null >{log} 2>&1")
-        self._until((self.directory / "run/booted").exists, "boot", log)
-        self._enter("/usr/sbin/virtlogd", "-d")
-        self.start_libvirtd()
+    def outside(self, path: str) -> Path:
+        """The path on this machine of a file of the host."""
+        init = self._process(1)
+        if init:
+            return Path(f"/proc/{init.pid}/root{path}")
+        for inside, source in reversed(self.mounts.items()):
+            if path == inside or path.startswith(f"{inside}/"):
+                return source / path[len(inside) + 1 :]
+        return Path(path)
 
-    def start_libvirtd(self) -> None:
-        """Start libvirtd; returns when it answers."""
-        self._enter("/usr/sbin/libvirtd", "-d", "--listen")
-        self._until(self.answers, "libvirtd", self.directory / "log/libvirt/libvirtd.log")
+    def pool_path(self, pool: str) -> Path:
+        """The folder of a pool, as a path on this machine."""
+        return self.outside(f"{LIBRARY}/{POOLS[pool]}")
 
-    def _enter(self, *command: str) -> str:
-        """Run a command in the host."""
+    # Its processes
+
+    def processes(self) -> list[Process]:
+        """All of them, its process 1 first."""
+        return sorted(in_namespace(Path("/run/netns") / self.link), key=lambda process: inner_pid(process) != 1)
+
+    def execute(self, *command: str) -> str:
+        """Run a command in the host and return its output. LabError when it fails or the host is off."""
         init = self._process(1)
         if init is None:
             raise LabError(f"{self.name} is powered off")
         return run("nsenter", "-t", str(init.pid), "-m", "-u", "-n", "-p", "--", *command)
 
-    def _until(self, done: object, what: str, log: Path) -> None:
-        deadline = time.monotonic() + 30
-        while not done():  # type: ignore[operator]
-            if time.monotonic() > deadline:
-                words = log.read_text()[-2000:] if log.exists() else ""
-                raise LabError(f"{self.name}: no {what} after 30 s: {words}")
-            time.sleep(0.02)
-
-    def answers(self) -> bool:
-        """Whether its libvirt answers now."""
+    def libvirtd(self) -> Process | None:
+        """Its libvirtd."""
         try:
-            socket.create_connection((self.address, 16509), timeout=2).close()
-            return bool(run("timeout", "5", "virsh", "-q", "-c", self.uri_tcp, "uri", check=False))
-        except OSError:
-            return False
+            return self._process(int((self.directory / "run/libvirtd.pid").read_text()))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def _process(self, inner: int) -> Process | None:
         """The process that the host itself knows as `inner`."""
         return next((process for process in self.processes() if inner_pid(process) == inner), None)
 
-    def _daemon(self, name: str) -> Process | None:
-        try:
-            return self._process(int((self.directory / "run" / f"{name}.pid").read_text()))
-        except (FileNotFoundError, ValueError):
-            return None
+    def _libvirtd(self) -> Process:
+        process = self.libvirtd()
+        if process is None:
+            raise LabError(f"{self.name} has no libvirtd running")
+        return process
 
-    def processes(self) -> list[Process]:
-        """All processes of the host."""
-        return in_namespace(Path("/run/netns") / self.link)
+    def _qemus(self) -> list[tuple[Process, list[str]]]:
+        """Its QEMU processes that have a guest, with their command lines."""
+        found = [(process, _command_line(process)) for process in self.processes()]
+        return [(process, words) for process, words in found if "-uuid" in words]
+
+    def _qemu(self, domain: str) -> Process:
+        for process, words in self._qemus():
+            if _after(words, "-uuid") == domain:
+                return process
+        raise LabError(f"{self.name} runs no QEMU of {domain}")
+
+    # Power, libvirtd, cable
+
+    def power_on(self) -> None:
+        """Boot it; returns when libvirt answers."""
+        run_directory = self.directory / "run"
+        shutil.rmtree(run_directory)  # as a real one, it starts empty
+        run_directory.mkdir()
+        self.join()
+        log = self.directory / "boot.log"
+        unshare = "unshare --mount --uts --pid --fork --kill-child"
+        command = f"ip netns exec {self.link} {unshare} bash {self.boot_script}"
+        run("sh", "-c", f"setsid -f {command} </dev/null >{log} 2>&1")
+        self._until((run_directory / "booted").exists, "boot", log)
+        self.execute("virtlogd", "-d")
+        self.start_libvirtd()
+
+    def power_off(self) -> None:
+        """Pull its plug: every process ends at once, nothing answers at its address, /run is lost."""
+        self.cut()
+        end(self.processes())
+
+    def reboot(self) -> None:
+        """Pull its plug and boot it again."""
+        self.power_off()
+        self.power_on()
+
+    def kill_libvirtd(self) -> None:
+        """End libvirtd with SIGKILL; QEMU processes stay."""
+        end([self._libvirtd()])
+
+    def start_libvirtd(self) -> None:
+        """Start libvirtd; returns when it answers."""
+        self.execute("libvirtd", "-d", "--listen")
+        self._until(self.answers, "libvirtd", self.directory / "log/libvirt/libvirtd.log")
+
+    def freeze_libvirtd(self) -> None:
+        """Stop libvirtd with SIGSTOP: TCP connections are accepted and never answered."""
+        self._libvirtd().signal(signal.SIGSTOP)
+
+    def thaw_libvirtd(self) -> None:
+        """Let a stopped libvirtd go on."""
+        self._libvirtd().signal(signal.SIGCONT)
+
+    def cut(self) -> None:
+        """Pull its network cable."""
+        run("ip", "link", "set", self.link, "down")
+
+    def join(self) -> None:
+        """Plug its network cable in again."""
+        run("ip", "link", "set", self.link, "up")
+
+    def install_certificate(self, kind: str) -> None:
+        """Make its `good` or its `expired` server certificate the one its libvirtd reads at its next start."""
+        shutil.copytree(self.lab / "pki" / f"h{self.number}-{kind}", self.directory / "etc/pki", dirs_exist_ok=True)
+
+    def use_certificate(self, kind: str) -> None:
+        """Change to its `good` or its `expired` server certificate; libvirtd is started anew."""
+        self.install_certificate(kind)
+        self.kill_libvirtd()
+        self.start_libvirtd()
+
+    def answers(self) -> bool:
+        """Whether its libvirt answers within a few seconds."""
+        try:
+            socket.create_connection((self.address, 16509), timeout=2).close()
+        except OSError:
+            return False
+        return bool(run("timeout", "5", "virsh", "-q", "-c", self.uri_tcp, "uri", check=False))
+
+    def _until(self, done: Callable[[], bool], what: str, log: Path) -> None:
+        deadline = time.monotonic() + 30
+        while not done():
+            if time.monotonic() > deadline:
+                words = log.read_text()[-2000:] if log.exists() else ""
+                raise LabError(f"{self.name}: no {what} after 30 s: {words}")
+            time.sleep(0.02)
 
     def remove(self) -> None:
         """End all its processes and remove its namespaces and links; its files are its lab's to remove."""
@@ -245,7 +246,120 @@ class Host:
         run("ip", "netns", "delete", self.link, check=False)
         run("ip", "link", "delete", self.link, check=False)
 
-    def use_certificate(self, kind: str, *, restart: bool = True) -> None:
-        """Give it its `good` or its `expired` server certificate."""
-        source = self.lab / "pki" / f"h{self.number}-{kind}"
-        shutil.copytree(source, self.directory / "etc/pki", dirs_exist_ok=True)
+    # QEMU
+
+    def qemu_pid(self, domain: str) -> int | None:
+        """The pid, on this machine, of the QEMU process of a domain UUID."""
+        pids = [process.pid for process, words in self._qemus() if _after(words, "-uuid") == domain]
+        return pids[0] if pids else None
+
+    def kill_qemu(self, domain: str, number: int = signal.SIGKILL) -> int:
+        """End a QEMU by a signal; returns its pid once it is gone."""
+        process = self._qemu(domain)
+        process.signal(number)
+        if not process.wait(10):
+            raise LabError(f"QEMU {process.pid} of {domain} did not end within 10 s of signal {number}")
+        return process.pid
+
+    def freeze_qemu(self, domain: str) -> None:
+        """Stop a QEMU with SIGSTOP: its monitor never answers."""
+        self._qemu(domain).signal(signal.SIGSTOP)
+
+    def thaw_qemu(self, domain: str) -> None:
+        """Let a stopped QEMU go on."""
+        self._qemu(domain).signal(signal.SIGCONT)
+
+    def lose_record(self, domain: str) -> None:
+        """Restart libvirtd without its record of a running domain: it then takes it for off while its QEMU runs."""
+        name = _after(_command_line(self._qemu(domain)), "-name").removeprefix("guest=").partition(",")[0]
+        self.kill_libvirtd()
+        (self.directory / "run/libvirt/qemu" / f"{name}.xml").unlink()
+        self.start_libvirtd()
+
+    # What it holds
+
+    def virsh(self, *arguments: str) -> str:
+        """Output of virsh, connected from this machine. LabError with libvirt's words when it fails."""
+        return run("timeout", "60", "virsh", "-q", "-c", self.uri_tcp, *arguments)
+
+    def domains(self) -> list[Domain]:
+        """All domains, defined or running, by UUID."""
+        defined = {uuid: name for uuid, name, _ in self._xml("etc/qemu")}
+        recorded = {uuid for uuid, _, _ in self._xml("run/libvirt/qemu")}
+        live = {_after(words, "-uuid"): (process.pid, words) for process, words in self._qemus()}
+        names = {
+            uuid: _after(words, "-name").removeprefix("guest=").partition(",")[0] for uuid, (_, words) in live.items()
+        }
+        return [
+            Domain(uuid, name, uuid in defined, uuid in recorded, live[uuid][0] if uuid in live else None)
+            for uuid, name in sorted((names | defined).items())
+        ]
+
+    def _xml(self, folder: str) -> list[tuple[str, str, ElementTree.Element]]:
+        """(UUID, name, element) of every domain that a file of the folder describes."""
+        found = []
+        for file in (self.directory / folder).glob("*.xml"):
+            try:
+                domain = next(ElementTree.parse(file).iter("domain"), None)
+            except (FileNotFoundError, ElementTree.ParseError):  # going away, or a record that libvirt is writing
+                continue
+            if domain is not None:
+                found.append((domain.findtext("uuid", ""), domain.findtext("name", ""), domain))
+        return found
+
+    def definition(self, domain: str) -> ElementTree.Element | None:
+        """The persistent definition of a domain UUID, as it is on disk."""
+        return next((element for uuid, _, element in self._xml("etc/qemu") if uuid == domain), None)
+
+    def console(self, domain: str) -> str:
+        """What the guest of a defined domain wrote to the file its serial console is logged to."""
+        definition = self.definition(domain)
+        if definition is None:
+            raise LabError(f"{self.name} has no definition of {domain}")
+        for port in definition.iterfind("devices/serial"):
+            path = _attribute(port, "log", "file") or _attribute(port, "source", "path")
+            if path and self.outside(path).exists():
+                return self.outside(path).read_text(errors="replace")
+        return ""
+
+    def volumes(self, pool: str) -> dict[str, int]:
+        """File name -> size in bytes of everything in a pool's folder."""
+        return {file.name: file.stat().st_size for file in self.pool_path(pool).iterdir() if file.is_file()}
+
+    def disk_full(self, pool: str = "tiny") -> None:
+        """Fill a pool's storage to the last byte. LabError unless the pool has storage of its own."""
+        folder = self.pool_path(pool)
+        if folder.stat().st_dev == self.lab.stat().st_dev:
+            raise LabError(f"pool {pool} is on this machine's own disk: only pool tiny can be filled")
+        with (folder / FILLER).open("wb", buffering=0) as file:
+            for size in (1 << 16, 1):
+                _fill(file.fileno(), b"\0" * size)
+
+    def disk_freed(self, pool: str = "tiny") -> None:
+        """Undo `disk_full`."""
+        (self.pool_path(pool) / FILLER).unlink()
+
+
+def _fill(file: int, chunk: bytes) -> None:
+    try:
+        while os.write(file, chunk):
+            pass
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+
+
+def _command_line(process: Process) -> list[str]:
+    try:
+        return Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _after(words: list[str], option: str) -> str:
+    return words[words.index(option) + 1]
+
+
+def _attribute(port: ElementTree.Element, child: str, name: str) -> str | None:
+    element = port.find(child)
+    return None if element is None else element.get(name)

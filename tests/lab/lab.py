@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -18,21 +19,25 @@ from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 
 from tests.lab import guest, pki, recorder
+from tests.lab.build import build
 from tests.lab.host import Host
+from tests.lab.intervals import Life, lives, overlap
 from tests.lab.processes import LabError, Process, end, run
 
 STATE = Path("/var/lib/homeostat/lab")
 NETWORK, MOST_HOSTS = IPv4Network("198.51.100.0/24"), 16
+MARKER = "homeostat-storage"
 SOURCE = Path(__file__).parent
 
 
 @dataclass
 class Record:
-    """What is written down about a lab before anything of it is made, so that `down` finds it all."""
+    """What is written down about a lab before anything of it is made, so that `down` finds all of it."""
 
     network: int
     hosts: int
     stock: int
+    boot: str
     ready: bool = False
     recorder: tuple[int, int] | None = None
 
@@ -44,7 +49,7 @@ class Lab:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,15}", name):
             raise LabError(f"name {name!r}: at most 16 lower-case letters, digits and '-', a letter first")
         self.name, self.directory = name, STATE / name
-        self.record = self._read()
+        self._record = self._read()
 
     @classmethod
     def up(cls, name: str, hosts: int = 2, stock: int | None = None) -> Lab:
@@ -52,129 +57,158 @@ class Lab:
 
         `stock` is the number of the host that keeps Debian's qemu.conf; without it, the last.
         """
-        if not 1 <= hosts <= MOST_HOSTS or not 1 <= (stock or hosts) <= hosts:
+        stock = hosts if stock is None else stock
+        if not 1 <= hosts <= MOST_HOSTS or not 1 <= stock <= hosts:
             raise LabError(f"hosts {hosts}, stock {stock}: 1 to {MOST_HOSTS} hosts, and the stock one is one of them")
         if os.geteuid():
             raise LabError("the lab makes namespaces and links: run it as root")
-        lab = cls(name)
-        if lab.is_up:
-            return lab
-        lab.down()
         with _locked():
-            lab.directory.mkdir(parents=True)
-            lab.record = Record(_free_network(), hosts, stock or hosts)
-            lab._write()
-        lab._build()
+            lab = cls(name)
+            if not lab.is_up:
+                lab._remove()
+                lab._record = Record(_free_network(), hosts, stock, _boot_id())
+                lab._build()
         return lab
+
+    def down(self) -> None:
+        """Remove every trace of it, whatever there is of it."""
+        with _locked():
+            self._record = self._read()
+            self._remove()
+            with contextlib.suppress(OSError):  # not empty: other labs
+                STATE.rmdir()
+                STATE.parent.rmdir()
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything of it on this machine."""
+        return self._record is not None
 
     @property
     def is_up(self) -> bool:
         """Whether it was started completely and its network and recorder are still there."""
-        if self.record is None or not self.record.ready or not Path("/sys/class/net", self.bridge).exists():
+        if self._record is None or not self._record.ready or not Path("/sys/class/net", self.bridge).exists():
             return False
         return self._recorder() is not None
 
     @property
+    def record(self) -> Record:
+        """What is written down about it. LabError when there is no such lab."""
+        if self._record is None:
+            raise LabError(f"there is no lab {self.name}: `python -m tests.lab up --name {self.name}`")
+        return self._record
+
+    @property
     def hosts(self) -> list[Host]:
         """Its hosts, the first one first."""
-        record = self._record()
-        numbers = range(1, record.hosts + 1)
-        return [Host(self.directory, record.network, n, n == record.stock, self._emulator()) for n in numbers]
+        numbers = range(1, self.record.hosts + 1)
+        return [Host(self.directory, self.record.network, number, number == self.record.stock) for number in numbers]
 
     @property
     def bridge(self) -> str:
         """Name of the bridge that joins its hosts."""
-        return f"hs{self._record().network}br"
+        return f"hs{self.record.network}br"
 
     @property
-    def subnet(self) -> str:
-        """Its subnet."""
-        return f"198.51.100.{self._record().network * 32}/27"
+    def subnet(self) -> IPv4Network:
+        """Its subnet. This machine has the first address in it."""
+        return _subnets()[self.record.network]
 
-    def down(self) -> None:
-        """Remove every trace of it, whatever there is of it."""
-        if self.record:
-            self._unbuild()
-        if self.directory.exists():
-            shutil.rmtree(self.directory)
-        self.record = None
+    @property
+    def pki(self) -> Path:
+        """Folders client, client-expired and client-wrong-ca: cacert.pem, clientcert.pem, clientkey.pem each."""
+        return self.directory / "pki"
+
+    def intervals(self, uuid: str) -> list[Life]:
+        """The QEMU processes a domain UUID has had on all hosts: everything that happened before the call."""
+        folder = self.directory / "recorder"
+        try:
+            recorder.sync(folder)
+        except OSError as error:
+            raise LabError(f"the recorder of lab {self.name} does not run, so its record proves nothing") from error
+        with (folder / recorder.LOG).open() as lines:
+            return lives(lines, uuid)
+
+    def assert_never_two(self, uuid: str) -> None:
+        """AssertionError when CPUs of two QEMU processes of a domain ever ran at once, or none was ever started."""
+        found = self.intervals(uuid)
+        if not found:
+            raise AssertionError(f"no QEMU of {uuid} was ever started in lab {self.name}")
+        sentence = overlap(found)
+        if sentence:
+            raise AssertionError(f"domain {uuid}: {sentence}")
 
     def _build(self) -> None:
+        self.directory.mkdir(parents=True)
+        self._write()
         # Nothing meant for a host of a lab may leave this machine while its link is down.
-        run("ip", "route", "replace", "blackhole", self.subnet, "metric", "4242")
+        run("ip", "route", "replace", "blackhole", str(self.subnet), "metric", "4242")
         run("ip", "link", "add", self.bridge, "type", "bridge")
-        run("ip", "address", "add", f"198.51.100.{self._record().network * 32 + 1}/27", "dev", self.bridge)
+        run("ip", "address", "add", f"{self.subnet[1]}/{self.subnet.prefixlen}", "dev", self.bridge)
         run("ip", "link", "set", self.bridge, "up")
         self._files()
         self._certificates()
         self._start_recorder()
         for host in self.hosts:
-            host.build()
+            build(host)
         with ThreadPoolExecutor() as threads:
-            list(threads.map(Host.boot, self.hosts))
-        self._record().ready = True
+            list(threads.map(Host.power_on, self.hosts))
+        self.record.ready = True
         self._write()
 
-    def _unbuild(self) -> None:
-        for host in self.hosts:
-            host.remove()
-        recorded = self._recorder()
-        if recorded:
-            end([recorded])
-        run("ip", "link", "delete", self.bridge, check=False)
-        run("ip", "route", "delete", "blackhole", self.subnet, "metric", "4242", check=False)
+    def _remove(self) -> None:
+        if self._record:
+            for host in self.hosts:
+                host.remove()
+            recorded = self._recorder()
+            if recorded:
+                end([recorded])
+            run("ip", "link", "delete", self.bridge, check=False)
+            run("ip", "route", "delete", "blackhole", str(self.subnet), "metric", "4242", check=False)
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+        self._record = None
 
     def _files(self) -> None:
         for name in ("shared", "images", "recorder"):
-            (self.directory / name).mkdir(mode=0o755)
-        (self.directory / "shared/homeostat-storage").write_text(f"{self.name}-shared\n")
+            (self.directory / name).mkdir()
+        (self.directory / "shared" / MARKER).write_text(f"{self.name}-shared\n")
         for file in guest.files().iterdir():
             shutil.copy2(file, self.directory / "images")
         lines = [f"{host.address} {host.name}" for host in self.hosts]
         (self.directory / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+        run("gcc", "-O2", "-Wall", "-o", self.directory / "emulator", SOURCE / "emulator.c")
 
     def _certificates(self) -> None:
-        folder = self.directory / "pki"
-        pki.authority(folder / "ca", f"lab {self.name}")
-        pki.authority(folder / "wrong-ca", f"not lab {self.name}")
-        pki.client(folder / "ca", folder / "client", "operator")
-        pki.client(folder / "ca", folder / "client-expired", "operator", expired=True)
-        pki.client(folder / "wrong-ca", folder / "client-wrong-ca", "operator")
+        ca, wrong = self.pki / "ca", self.pki / "wrong-ca"
+        pki.authority(ca, f"lab {self.name}")
+        pki.authority(wrong, f"not lab {self.name}")
+        pki.client(ca, self.pki / "client", "operator")
+        pki.client(ca, self.pki / "client-expired", "operator", expired=True)
+        pki.client(wrong, self.pki / "client-wrong-ca", "operator")
         for host in self.hosts:
-            for kind in ("good", "expired"):
-                target = folder / f"h{host.number}-{kind}"
-                pki.server(folder / "ca", target, host.name, host.address, expired=kind == "expired")
-
-    def _emulator(self) -> Path:
-        # Cached, not built per lab: libvirt keys what it knows of an emulator by the file's ctime.
-        return guest.CACHE / "lab" / "emulator"
+            pki.server(ca, self.pki / f"h{host.number}-good", host.name, host.address)
+            pki.server(ca, self.pki / f"h{host.number}-expired", host.name, host.address, expired=True)
 
     def _start_recorder(self) -> None:
-        emulator = self._emulator()
-        emulator.parent.mkdir(parents=True, exist_ok=True)
-        if not emulator.exists():
-            run("gcc", "-O2", "-Wall", "-o", emulator, SOURCE / "emulator.c")
-        folder = self.directory / "recorder"
-        run("sh", "-c", f"cd {SOURCE.parent.parent} && setsid -f {sys.executable} -m tests.lab.recorder {folder} "
-            f"</dev/null >{folder}/log 2>&1")
+        folder, program = self.directory / "recorder", SOURCE / "recorder.py"
+        log = folder / "log"
+        run("sh", "-c", f"setsid -f {sys.executable} -I {program} {folder} </dev/null >{log} 2>&1")
         deadline = time.monotonic() + 10
         while not (folder / recorder.SOCKET).exists():
             if time.monotonic() > deadline:
-                raise LabError(f"the recorder did not start: {(folder / 'log').read_text()}")
+                raise LabError(f"the recorder did not start: {log.read_text()}")
             time.sleep(0.01)
         process = Process.of(recorder.sync(folder))
-        self._record().recorder = (process.pid, process.start)
+        self.record.recorder = (process.pid, process.start)
         self._write()
 
     def _recorder(self) -> Process | None:
-        record = self._record()
-        process = Process(*record.recorder) if record.recorder else None
-        return process if process and process.alive else None
-
-    def _record(self) -> Record:
-        if self.record is None:
-            raise LabError(f"lab {self.name} is not up")
-        return self.record
+        """The recorder's process, while it is the one that was started."""
+        if self.record.recorder is None or self.record.boot != _boot_id():
+            return None
+        process = Process(*self.record.recorder)
+        return process if process.alive else None
 
     def _read(self) -> Record | None:
         try:
@@ -184,27 +218,40 @@ class Lab:
 
     def _write(self) -> None:
         draft = self.directory / "lab.json.new"
-        draft.write_text(json.dumps(asdict(self._record())))
+        draft.write_text(json.dumps(asdict(self.record)))
         draft.replace(self.directory / "lab.json")
 
 
 def labs() -> list[Lab]:
     """All labs on this machine, half-finished ones included."""
-    return [Lab(path.name) for path in sorted(STATE.glob("*")) if path.is_dir()]
+    return [lab for path in sorted(STATE.glob("*/lab.json")) if (lab := Lab(path.parent.name)).exists]
+
+
+def _subnets() -> list[IPv4Network]:
+    return list(NETWORK.subnets(new_prefix=27))
 
 
 def _free_network() -> int:
-    taken = {lab.record.network for lab in labs() if lab.record}
-    routed = [ip_network(route["dst"]) for route in json.loads(run("ip", "-json", "route")) if route["dst"] != "default"]
-    for number, subnet in enumerate(NETWORK.subnets(new_prefix=27)):
+    """Number of a /27 that no lab and no route of this machine has."""
+    routes = [route["dst"] for route in json.loads(run("ip", "-json", "route"))]
+    routed = [ip_network(destination) for destination in routes if destination != "default"]
+    taken = {lab.record.network for lab in labs()}
+    for number, subnet in enumerate(_subnets()):
         if number not in taken and not any(subnet.overlaps(other) for other in routed):
             return number
     raise LabError(f"every /27 of {NETWORK} is in use: see `python -m tests.lab status` and `ip route`")
 
 
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 @contextmanager
 def _locked() -> Iterator[None]:
-    STATE.mkdir(parents=True, exist_ok=True)
-    with (STATE / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """One up or down at a time on this machine. The lock is on a directory that is always there, to leave no file."""
+    directory = os.open("/var/lib", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(directory)

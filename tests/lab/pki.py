@@ -12,20 +12,19 @@ VALID = 'expiration_days = 3650\nactivation_date = "2020-01-01 00:00:00 UTC"\n'
 EXPIRED = 'activation_date = "2020-01-01 00:00:00 UTC"\nexpiration_date = "2020-02-01 00:00:00 UTC"\n'
 
 
-def _key(path: Path) -> None:
-    # RSA: libvirt wants a key that may encipher keys, which an elliptic one cannot.
-    run("certtool", "--generate-privkey", "--key-type=rsa", "--bits=2048", "--no-text", "--outfile", path)
+def _key(path: Path, *kind: str) -> None:
+    run("certtool", "--generate-privkey", *kind, "--no-text", "--outfile", path)
     path.chmod(0o600)
 
 
 def authority(folder: Path, name: str) -> None:
-    """Make an authority: cacert.pem and cakey.pem in `folder`."""
+    """Make an authority in `folder`: cacert.pem, cakey.pem, and key.pem, the one key of all it certifies."""
     folder.mkdir(parents=True)
-    _key(folder / "cakey.pem")
-    template = folder / "cacert.template"
-    template.write_text(f'cn = "{name}"\nca\ncert_signing_key\n{VALID}')
-    run("certtool", "--generate-self-signed", "--load-privkey", folder / "cakey.pem",
-        "--template", template, "--no-text", "--outfile", folder / "cacert.pem")
+    _key(folder / "cakey.pem", "--key-type=ecdsa", "--bits=256")
+    # RSA: libvirt wants a key that may encipher keys, which an elliptic one cannot.
+    _key(folder / "key.pem", "--key-type=rsa", "--bits=2048")
+    (folder / "cacert.template").write_text(f'cn = "{name}"\nca\ncert_signing_key\n{VALID}')
+    _certificate(folder / "cacert", "--generate-self-signed", "--load-privkey", folder / "cakey.pem")
 
 
 def server(ca: Path, folder: Path, name: str, address: str, *, expired: bool = False) -> None:
@@ -42,8 +41,13 @@ def client(ca: Path, folder: Path, name: str, *, expired: bool = False) -> None:
 def _issue(ca: Path, folder: Path, kind: str, template: str, *, expired: bool) -> None:
     folder.mkdir(parents=True)
     shutil.copy(ca / "cacert.pem", folder)
-    key, file = folder / f"{kind}key.pem", folder / f"{kind}.template"
-    _key(key)
-    file.write_text(template + "signing_key\nencryption_key\n" + (EXPIRED if expired else VALID))
-    run("certtool", "--generate-certificate", "--load-privkey", key, "--load-ca-certificate", ca / "cacert.pem",
-        "--load-ca-privkey", ca / "cakey.pem", "--template", file, "--no-text", "--outfile", folder / f"{kind}cert.pem")
+    key = shutil.copy2(ca / "key.pem", folder / f"{kind}key.pem")
+    name = folder / f"{kind}cert"
+    name.with_suffix(".template").write_text(f"{template}signing_key\nencryption_key\n{EXPIRED if expired else VALID}")
+    authority = ("--load-ca-certificate", ca / "cacert.pem", "--load-ca-privkey", ca / "cakey.pem")
+    _certificate(name, "--generate-certificate", "--load-privkey", key, *authority)
+
+
+def _certificate(name: Path, *options: str | Path) -> None:
+    template, out = name.with_suffix(".template"), name.with_suffix(".pem")
+    run("certtool", *options, "--template", template, "--no-text", "--outfile", out)

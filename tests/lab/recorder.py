@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records the life of every QEMU of a lab: its process, and when its CPUs ran. `python -m tests.lab.recorder DIRECTORY`.
+"""Records the life of every QEMU of a lab: its process, and when its CPUs ran. `python recorder.py DIRECTORY`.
 
 Nothing is sampled. A QEMU announces itself before it becomes QEMU and waits for the answer, so none is missed; its end
 comes from a pidfd; its CPUs from QMP events with QEMU's own time stamps (STOP is stamped after the CPUs stopped, RESUME

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Server-side apply: who owns which field, and what becomes of a field when its owner leaves it out.
+
+A field is a path: a tuple of names, of ("k", key) for an item of a list map and ("v", value) for one of a list set.
+Lists without a type, and scalars, are owned as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.simulation.schema import Schema, clone, item_key
+
+Path = tuple[Any, ...]
+Owners = dict[str, set[Path]]
+
+
+def paths(value: Any, schema: Schema, at: Path = ()) -> Iterator[Path]:
+    """The fields that an applied value names. An empty map or list map is a field, and so is each item."""
+    kind = schema.get("x-kubernetes-list-type")
+    if isinstance(value, dict) and schema.get("x-kubernetes-map-type") != "atomic":
+        if at:
+            yield at
+        for name, each in value.items():
+            yield from paths(each, _below(schema, name), (*at, name))
+    elif isinstance(value, list) and kind == "map":
+        for item in value:
+            yield from paths(item, schema["items"], (*at, ("k", item_key(item, schema))))
+    elif isinstance(value, list) and kind == "set":
+        for item in value:
+            yield (*at, ("v", item))
+    else:
+        yield at
+
+
+def _below(schema: Schema, name: str) -> Schema:
+    extra = schema.get("additionalProperties")
+    below: Schema = schema.get("properties", {}).get(name, extra if isinstance(extra, dict) else {})
+    return below
+
+
+def conflicts(live: Any, applied: Any, schema: Schema, owners: Owners, manager: str) -> list[tuple[str, Path]]:
+    """Fields of others that the applied value would change."""
+    found = []
+    for path in paths(applied, schema):
+        wanted, there = get(applied, path, schema), get(live, path, schema)
+        if isinstance(wanted, dict) or wanted == there:
+            continue
+        found += [(other, path) for other, fields in owners.items() if other != manager and path in fields]
+    return found
+
+
+def apply(
+    live: dict[str, Any], applied: dict[str, Any], schema: Schema, owners: Owners, manager: str
+) -> dict[str, Any]:
+    """The object after an apply by `manager`, with force; `owners` is brought up to date."""
+    result: dict[str, Any] = clone(live)
+    named = set(paths(applied, schema))
+    for path in sorted(owners.get(manager, set()) - named, key=len, reverse=True):
+        kept = any(path in fields for other, fields in owners.items() if other != manager)
+        if not kept and not _holds_fields_of_others(path, owners, manager):
+            _remove(result, path, schema)
+    for other, path in conflicts(live, applied, schema, owners, manager):
+        owners[other].discard(path)
+    owners[manager] = named
+    return _merged(result, applied, schema)  # type: ignore[no-any-return]
+
+
+def _holds_fields_of_others(path: Path, owners: Owners, manager: str) -> bool:
+    return any(each[: len(path)] == path for other, fields in owners.items() if other != manager for each in fields)
+
+
+def changed_by_update(before: Any, after: Any, schema: Schema, owners: Owners, manager: str) -> None:
+    """Ownership after a write that is no apply: whoever changes a field has it, removed fields belong to nobody."""
+    there = set(paths(after, schema))
+    written = {
+        path
+        for path in there
+        if not isinstance(get(after, path, schema), dict) and get(after, path, schema) != get(before, path, schema)
+    }
+    for fields in owners.values():
+        fields &= there
+        fields -= written
+    owners.setdefault(manager, set()).update(written)
+
+
+def get(value: Any, path: Path, schema: Schema) -> Any:
+    """The value at a path; None when there is none."""
+    for step in path:
+        value, schema = _step(value, step, schema)
+        if value is None:
+            return None
+    return value
+
+
+def _step(value: Any, step: Any, schema: Schema) -> tuple[Any, Schema]:
+    if isinstance(step, str):
+        return (value.get(step) if isinstance(value, dict) else None), _below(schema, step)
+    if not isinstance(value, list):
+        return None, {}
+    kind, key = step
+    if kind == "v":
+        return (key if key in value else None), {}
+    found = next((item for item in value if item_key(item, schema) == key), None)
+    return found, schema["items"]
+
+
+def _remove(value: Any, path: Path, schema: Schema) -> None:
+    *way, last = path
+    for step in way:
+        value, schema = _step(value, step, schema)
+        if value is None:
+            return
+    if isinstance(last, str):
+        if isinstance(value, dict):
+            value.pop(last, None)
+    elif isinstance(value, list):
+        kind, key = last
+        value[:] = [item for item in value if (item if kind == "v" else item_key(item, schema)) != key]
+
+
+def _merged(live: Any, applied: Any, schema: Schema) -> Any:
+    kind = schema.get("x-kubernetes-list-type")
+    if isinstance(applied, dict) and isinstance(live, dict) and schema.get("x-kubernetes-map-type") != "atomic":
+        for name, each in applied.items():
+            live[name] = _merged(live.get(name), each, _below(schema, name)) if name in live else clone(each)
+        return live
+    if isinstance(applied, list) and isinstance(live, list) and kind == "map":
+        for item in applied:
+            place = next((n for n, old in enumerate(live) if item_key(old, schema) == item_key(item, schema)), None)
+            if place is None:
+                live.append(clone(item))
+            else:
+                live[place] = _merged(live[place], item, schema["items"])
+        return live
+    if isinstance(applied, list) and isinstance(live, list) and kind == "set":
+        return live + [item for item in applied if item not in live]
+    return clone(applied)

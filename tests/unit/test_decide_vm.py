@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decisions about a VM: the protocol of a start, and that nothing follows from what is not known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from homeostat.api import actions as act
+from homeostat.api import reasons
+from homeostat.api.hypervisor import HypervisorSpec
+from homeostat.api.meta import FINALIZER
+from homeostat.api.observed import Absent, Answer, Domain, HostFacts, Owner, Pool, Present, Unknown
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import report, runstrategy, wanted
+from homeostat.decide.view import Decision, HostView, VMView
+from homeostat.decide.vm import decide
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+UID = "11111111-1111-4111-8111-111111111111"
+CLUSTER = "cluster"
+UUIDS = {name: f"00000000-0000-4000-8000-00000000000{n}" for n, name in enumerate(("a", "b", "c"))}
+SPEC = HypervisorSpec.model_validate(
+    {
+        "uri": "qemu+tcp://198.51.100.1/system",
+        "acceleration": "Emulation",
+        "pools": [{"name": "fast", "pool": "default", "storageID": "one", "allowedNamespaces": ["*"]}],
+    }
+)
+
+
+def candidate(host: str) -> dict[str, str]:
+    return {"hypervisor": host, "uid": f"uid-{host}", "hostUUID": UUIDS[host]}
+
+
+def vm(spec: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **meta: Any) -> VirtualMachine:
+    metadata = {"name": "web", "namespace": "shop", "uid": UID, "generation": 3, "resourceVersion": "7"} | meta
+    whole = {"memory": {"size": "64Mi"}} | (spec or {})
+    return VirtualMachine.model_validate({"metadata": metadata, "spec": whole, "status": status or {}})
+
+
+def settled(spec: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **meta: Any) -> VirtualMachine:
+    """A VM recorded on host a, with its finalizer."""
+    return vm(spec, {"candidates": [candidate("a")]} | (status or {}), **({"finalizers": [FINALIZER]} | meta))
+
+
+def host(name: str, answer: Answer, **other: Any) -> HostView:
+    facts = HostFacts(
+        UUIDS[name],
+        name,
+        "9.0.0",
+        "7.2.0",
+        4,
+        8192,
+        emulation=True,
+        default_cpu_model="qemu64",
+        pools=(Pool("default", "Active", "/pool"),),
+    )
+    fields: dict[str, Any] = {
+        "labels": {},
+        "host_uuid": UUIDS[name],
+        "facts": facts,
+        "free_cpus": 8,
+        "free_memory_mib": 4096,
+    }
+    return HostView(name=name, uid=f"uid-{name}", spec=SPEC, answer=answer, **(fields | other))
+
+
+def view(*hosts: HostView, fresh: bool = True, **other: Any) -> VMView:
+    return VMView(CLUSTER, {h.name: h for h in hosts}, fresh=fresh, **other)
+
+
+def owner(of: VirtualMachine, **other: Any) -> Owner:
+    return replace(Owner(CLUSTER, "shop", "web", of.metadata.uid, of.metadata.generation), **other)
+
+
+def domain(
+    of: VirtualMachine, on: HostView | None = None, state: str = "Shutoff", reason: str = "Unknown", **other: Any
+) -> Domain:
+    config = wanted.config(of, on or host("a", Absent()), None)
+    active = state != "Shutoff"
+    mine = owner(of)
+    fields: dict[str, Any] = {
+        "persistent": True,
+        "owner": mine,
+        "live_owner": mine if active else None,
+        "live": config if active else None,
+        "inactive": config,
+    }
+    return Domain(UID, "shop_web", state, reason, **(fields | other))
+
+
+DOWN = Unknown("ConnectionLost", "no route to host", NOW)
+
+
+def test_first_a_host_is_recorded_then_the_finalizer_then_the_definition_then_in_a_later_pass_the_start() -> None:
+    new = vm()
+    first = decide(new, view(host("a", Absent())), NOW)
+    assert first.action == act.RecordCandidates((act.Candidate("a", "uid-a", UUIDS["a"]),))
+    recorded = vm(status={"candidates": [candidate("a")]})
+    assert decide(recorded, view(host("a", Absent())), NOW).action == act.AddFinalizer()
+    defined = decide(settled(), view(host("a", Absent())), NOW).action
+    assert isinstance(defined, act.Define)
+    there = host("a", Present(domain(settled())))
+    assert decide(settled(), view(there), NOW).action == act.Start("a", UID)
+
+
+def test_nothing_is_done_to_a_host_on_cached_knowledge() -> None:
+    for answer in (Absent(), Present(domain(settled())), Present(domain(settled(), state="Running", reason="Booted"))):
+        for wish in (settled(), settled({"runStrategy": "Halted"}), settled(deletionTimestamp="2026-01-01T00:00:00Z")):
+            decision = decide(wish, view(host("a", answer), fresh=False), NOW)
+            assert decision.action is None
+
+
+def test_a_candidate_that_cannot_be_asked_blocks_every_start() -> None:
+    both = settled(status={"candidates": [candidate("a"), candidate("b")]})
+    decision = decide(both, view(host("a", Present(domain(both))), host("b", DOWN)), NOW)
+    assert decision.action is None
+    assert decision.say.reason == "HostUnreachable"
+    assert "b" in decision.say.detail
+
+
+def test_lost_status_makes_every_hypervisor_a_candidate() -> None:
+    lost = vm(finalizers=[FINALIZER])
+    assert decide(lost, view(host("a", Absent()), host("b", DOWN)), NOW).action is None
+    assert isinstance(decide(lost, view(host("a", Absent()), host("b", Absent())), NOW).action, act.RecordCandidates)
+
+
+def test_a_host_out_of_service_lets_the_vm_go_elsewhere() -> None:
+    decision = decide(
+        settled(), view(host("a", DOWN, released=True, closed=("OutOfService", "")), host("b", Absent())), NOW
+    )
+    assert decision.action == act.RecordCandidates((act.Candidate("b", "uid-b", UUIDS["b"]),))
+
+
+def test_another_machine_behind_the_uri_is_not_the_candidate() -> None:
+    other = host("a", Absent(), host_uuid=UUIDS["c"])
+    decision = decide(settled(), view(other, host("b", Absent())), NOW)
+    assert decision.action is None
+    assert decision.say.reason == "HostUnreachable"
+
+
+def test_a_newer_mark_than_the_object_stops_starts_until_every_host_answered() -> None:
+    old = settled()
+    newer = Present(domain(old, owner=owner(old, generation=9)))
+    blocked = decide(old, view(host("a", newer), host("b", DOWN)), NOW)
+    assert blocked.action is None
+    assert blocked.say.reason == "StoreBehind"
+    assert decide(old, view(host("a", newer), host("b", Absent())), NOW).action is not None
+
+
+def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() -> None:
+    seen = {"domain": {"state": "Running", "reason": "Booted"}, "host": "a"}
+    there = Present(domain(settled()))
+    moved = settled({"placement": {"host": "b"}}, seen)
+    assert decide(moved, view(host("a", there), host("b", Absent())), NOW).action == act.Start("a", UID)
+    going = settled(status=seen, deletionTimestamp="2026-01-01T00:00:00Z")
+    probe = decide(going, view(host("a", there)), NOW).action
+    assert isinstance(probe, act.Mark)
+    assert probe.owner.probe
+    probing = Present(domain(going, owner=owner(going, probe=True)))
+    assert decide(going, view(host("a", probing)), NOW).action == act.Start("a", UID, paused=True)
+
+
+def test_a_managed_save_stops_a_start_until_its_owner_says_what_becomes_of_it() -> None:
+    saved = Present(domain(settled(), managed_save=True))
+    assert decide(settled(), view(host("a", saved)), NOW).say.reason == "ManagedSaveFound"
+    for wish, action in (("Restore", act.Start("a", UID)), ("Discard", act.DiscardManagedSave("a", UID))):
+        told = settled({"managedSave": {"host": "a", "action": wish}})
+        assert decide(told, view(host("a", Present(domain(told, managed_save=True)))), NOW).action == action
+
+
+def test_foreign_domains_are_not_touched() -> None:
+    for foreign in (
+        None,
+        Owner("other", "shop", "web", UID),
+        Owner(CLUSTER, "shop", "web", "earlier"),
+        Owner(CLUSTER, "x", "y", UID),
+    ):
+        for state in ("Shutoff", "Running"):
+            for wish in (
+                settled(),
+                settled({"runStrategy": "Halted"}),
+                settled(deletionTimestamp="2026-01-01T00:00:00Z"),
+            ):
+                answer = Present(
+                    domain(wish, state=state, owner=foreign, live_owner=foreign if state == "Running" else None)
+                )
+                action = decide(wish, view(host("a", answer)), NOW).action
+                assert action is None or isinstance(action, act.RemoveFinalizer)
+
+
+def test_two_that_run_are_left_to_a_person() -> None:
+    running = Present(domain(settled(), state="Running", reason="Booted"))
+    decision = decide(settled(), view(host("a", running), host("b", running)), NOW)
+    assert (decision.action, decision.say.reason) == (None, "RunningTwice")
+
+
+def test_deletion_needs_an_answer_from_every_candidate_or_a_field() -> None:
+    gone: dict[str, Any] = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    assert decide(settled(**gone), view(host("a", DOWN)), NOW).say.reason == "DeletingWaitsForHost"
+    assert decide(settled(**gone), view(host("a", Absent())), NOW).action == act.RemoveFinalizer()
+    assert decide(settled({"abandonHosts": ["a"]}, **gone), view(host("a", DOWN)), NOW).action == act.RemoveFinalizer()
+    assert decide(settled(**gone), view(host("a", DOWN, released=True)), NOW).action == act.RemoveFinalizer()
+
+
+def test_a_disk_that_was_seen_is_never_made_anew() -> None:
+    disks = {"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}]}
+    empty = host("a", Absent(), volumes={"default": frozenset()})
+    assert isinstance(decide(settled(disks), view(empty), NOW).action, act.CreateVolume)
+    known = settled(disks, {"disks": [{"name": "root", "storage": "one"}]})
+    assert decide(known, view(empty), NOW).say.reason == "DiskMissing"
+
+
+def test_a_disk_left_by_an_earlier_vm_of_this_name_is_asked_about() -> None:
+    left = host("a", Absent(), volumes={"default": frozenset({"shop_web_root_0000.qcow2"})})
+    disk = {"name": "root", "pool": "fast", "size": "1Gi"}
+    assert decide(settled({"disks": [disk]}), view(left), NOW).say.reason == "RetainedDisk"
+    told = settled({"disks": [disk | {"source": {"type": "Blank", "blank": {"whenRetained": "Ignore"}}}]})
+    assert isinstance(decide(told, view(left), NOW).action, act.CreateVolume)
+
+
+def test_a_stop_asks_then_asks_again_then_ends_the_process() -> None:
+    halted = settled({"runStrategy": "Halted", "terminationGracePeriodSeconds": 30})
+    running = host("a", Present(domain(halted, state="Running", reason="Booted")))
+    assert decide(halted, view(running), NOW).action == act.Shutdown("a", UID)
+    since = {"state": "Stopping", "reason": "Stopping", "since": "2026-01-01T00:00:00Z"}
+    stopping = settled({"runStrategy": "Halted", "terminationGracePeriodSeconds": 30}, since)
+    assert decide(stopping, view(running, asked_seconds_ago=3.0), NOW + timedelta(seconds=3)).action is None
+    assert decide(stopping, view(running, asked_seconds_ago=11.0), NOW + timedelta(seconds=11)).action == act.Shutdown(
+        "a", UID
+    )
+    assert decide(stopping, view(running, asked_seconds_ago=3.0), NOW + timedelta(seconds=31)).action == act.Destroy(
+        "a", UID
+    )
+
+
+def test_the_table_of_run_strategies() -> None:
+    ask = runstrategy.starts
+    for way in runstrategy.WAYS_OFF:
+        assert ask("Always", way, served=True)
+        assert not ask("Halted", way, served=False)
+        assert not ask("Manual", way, served=True)
+        assert ask("Manual", way, served=False)
+        assert not ask("Manual", way, served=False, power_state="Stopped")
+        assert ask("RerunOnFailure", way, served=True) == (way != "Shutdown")
+
+
+def test_a_finished_vm_stays_finished_when_libvirt_forgets_why_it_is_off() -> None:
+    once = settled({"runStrategy": "RerunOnFailure"})
+    off = domain(once, reason="Shutdown")
+    mark = decide(once, view(host("a", Present(off))), NOW).action
+    assert isinstance(mark, act.Mark)
+    assert mark.owner.off == "Shutdown"
+    forgotten = replace(off, reason="Unknown", owner=mark.owner)
+    decision = decide(once, view(host("a", Present(forgotten))), NOW)
+    assert (decision.action, decision.say.reason) == (None, "Finished")
+
+
+def test_a_request_is_served_once() -> None:
+    asked = settled({"runStrategy": "Manual", "power": {"request": "two"}})
+    prepared = decide(
+        asked,
+        view(host("a", Present(domain(asked, reason="Destroyed", owner=owner(asked, request="one", off="Destroyed"))))),
+        NOW,
+    ).action
+    assert isinstance(prepared, act.Define)
+    assert (prepared.owner.request, prepared.owner.off, prepared.owner.was) == ("two", None, "Destroyed")
+    crashed_before_start = domain(asked, reason="Destroyed", owner=prepared.owner)
+    assert decide(asked, view(host("a", Present(crashed_before_start))), NOW).action == act.Start("a", UID)
+    ended = domain(asked, reason="Shutdown", owner=prepared.owner)
+    assert isinstance(decide(asked, view(host("a", Present(ended))), NOW).action, act.Mark)
+
+
+def test_only_what_we_paused_is_resumed() -> None:
+    running = settled()
+    ours = domain(running, state="Paused", reason="User", live_owner=owner(running, paused=True))
+    theirs = domain(running, state="Paused", reason="User")
+    assert decide(running, view(host("a", Present(ours))), NOW).action == act.Resume("a", UID)
+    assert decide(running, view(host("a", Present(theirs))), NOW).say.reason == "PausedByOthers"
+
+
+def test_a_changed_spec_is_pending_with_its_differences() -> None:
+    small = settled()
+    running = Present(domain(small, state="Running", reason="Booted"))
+    big = settled({"memory": {"size": "128Mi"}})
+    seen = view(host("a", running))
+    status = report.status(big, seen, decide(big, seen, NOW), NOW)
+    assert status.pending_changes == ("memory: 64 MiB running, 128 MiB wanted",)
+    conditions = {c.type: (c.status, c.reason) for c in status.conditions}
+    assert conditions["RestartRequired"] == ("True", "SpecChanged")
+    assert conditions["Synchronized"] == ("False", "RestartRequired")
+    assert conditions["Ready"][0] == "True"
+
+
+ANSWERS = st.sampled_from(["absent", "unknown", "off", "off-known", "running", "paused", "foreign", "saved", "behind"])
+SPECS = st.sampled_from(
+    [
+        {},
+        {"runStrategy": "Halted"},
+        {"runStrategy": "Manual"},
+        {"runStrategy": "RerunOnFailure"},
+        {"execution": "Paused"},
+        {"deletionPolicy": "Release"},
+        {"takeover": "Unowned"},
+        {"placement": {"host": "b"}},
+    ]
+)
+STATUSES = st.sampled_from(
+    [
+        {},
+        {"candidates": [candidate("a")]},
+        {"candidates": [candidate("a"), candidate("b")]},
+        {"candidates": [candidate("a")], "host": "a", "domain": {"state": "Running", "reason": "Booted"}},
+    ]
+)
+METAS: list[dict[str, Any]] = [
+    {},
+    {"finalizers": [FINALIZER]},
+    {"finalizers": [FINALIZER], "deletionTimestamp": "2026-01-01T00:00:00Z"},
+    {"finalizers": [FINALIZER], "annotations": {"homeostat.dev/reconcile": "disabled"}},
+]
+
+
+def answer_of(word: str, of: VirtualMachine) -> Answer:
+    match word:
+        case "absent":
+            return Absent()
+        case "unknown":
+            return DOWN
+        case "off":
+            return Present(domain(of))
+        case "off-known":
+            return Present(domain(of, reason="Destroyed"))
+        case "running":
+            return Present(domain(of, state="Running", reason="Booted"))
+        case "paused":
+            return Present(domain(of, state="Paused", reason="User"))
+        case "foreign":
+            return Present(domain(of, owner=None))
+        case "saved":
+            return Present(domain(of, managed_save=True))
+        case _:
+            return Present(domain(of, owner=owner(of, generation=99)))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(SPECS, STATUSES, st.sampled_from(METAS), ANSWERS, ANSWERS, st.booleans())
+def test_whatever_is_seen_no_start_or_removal_follows_from_the_unknown(
+    spec: dict[str, Any], status: dict[str, Any], meta: dict[str, Any], a: str, b: str, fresh: bool
+) -> None:
+    wish = vm(spec, status, **meta)
+    seen = view(host("a", answer_of(a, wish)), host("b", answer_of(b, wish)), fresh=fresh)
+    decision = decide(wish, seen, NOW)
+    assert decision.say.reason in reasons.VM
+    assert report.status(wish, seen, decision, NOW).state
+    _check(wish, seen, decision, {"a": a, "b": b})
+
+
+def _check(wish: VirtualMachine, seen: VMView, decision: Decision, words: dict[str, str]) -> None:
+    action = decision.action
+    if isinstance(action, act.HostAction):
+        assert seen.fresh
+        assert words[action.host] != "unknown"
+        assert not (words[action.host] == "foreign" and wish.spec.takeover == "Never")
+    may_be = {c.hypervisor for c in wish.status.candidates} or ({"a", "b"} if wish.metadata.finalizers else set())
+    if isinstance(action, act.Start):
+        assert not any(words[name] == "unknown" for name in may_be)
+        assert sum(words[name] in ("off", "off-known", "running", "paused", "saved", "behind") for name in words) == 1
+    if isinstance(action, act.RemoveFinalizer) and wish.spec.deletion_policy == "Destroy":
+        assert all(words[name] in ("absent", "foreign") for name in may_be)
+    if wish.metadata.annotations:
+        assert action is None
+        assert decision.look is None

@@ -9,6 +9,7 @@ NAME ?= dev
 HOSTS ?= 2
 RINGS ?= unit simulation api lab
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := .venv/bin
 LOCKS := requirements-build.lock requirements.lock
@@ -63,7 +64,7 @@ mutants: venv ## Break the product on purpose; every mutant must die
 
 .PHONY: bench
 bench: venv binaries ## Measure creation, healing and API writes on real hosts
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 .PHONY: lab-up
 lab-up: venv ## Start real libvirt hosts on this machine (HOSTS=3, NAME=dev)

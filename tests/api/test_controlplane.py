@@ -11,17 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.controlplane import ControlPlane, ControlPlaneError, control_plane
+from tests.controlplane import ControlPlane, ControlPlaneError, GivenControlPlane, control_plane
 from tests.controlplane.certificates import write_kubeconfig
 from tests.controlplane.ports import is_free
 from tests.controlplane.processes import identity
 
-WAY = os.environ.get("CONTROL_PLANE")
-
 
 def own(name: str) -> ControlPlane:
     """Return a control plane that no other run of the tests knows."""
-    return ControlPlane(f"test-{name}-{os.getpid()}", way=WAY if WAY in ("build", "download") else None)
+    return ControlPlane(f"test-{name}-{os.getpid()}")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +123,7 @@ def test_a_service_account_may_only_do_what_it_is_granted(plane: ControlPlane) -
     plane.kubectl("create", "serviceaccount", "reader")
     plane.kubectl("create", "clusterrole", "reads", "--verb=list,get", "--resource=configmaps")
     plane.kubectl("create", "clusterrolebinding", "reads", "--clusterrole=reads", "--serviceaccount=default:reader")
-    given = control_plane("any", kubeconfig=str(plane.service_account_kubeconfig("default", "reader")))
+    given = GivenControlPlane(plane.service_account_kubeconfig("default", "reader"))
     given.kubectl("get", "configmaps")
     with pytest.raises(ControlPlaneError, match="forbidden"):
         given.kubectl("get", "secrets")
@@ -153,7 +151,7 @@ def test_a_given_cluster_that_is_too_old_is_refused(plane: ControlPlane, tmp_pat
         path = tmp_path / "old.kubeconfig"
         write_kubeconfig(path, f"http://127.0.0.1:{server.server_port}", plane.directory / "ca.crt", {})
         with pytest.raises(ControlPlaneError, match=r"Kubernetes v1\.31\.4, but 1\.32"):
-            control_plane("any", kubeconfig=str(path)).up()
+            GivenControlPlane(path).up()
         server.shutdown()
 
 

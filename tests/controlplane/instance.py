@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
-from tests.controlplane.binaries import OLDEST, Binaries, BinariesError, Cache, minor, obtain
+from tests.controlplane.binaries import OLDEST, WAYS, Binaries, BinariesError, Cache, minor, obtain
 from tests.controlplane.certificates import client_certificate, issue, write_kubeconfig
 from tests.controlplane.locks import locked
 from tests.controlplane.output import say
@@ -44,6 +44,11 @@ def _kubectl(program: Path, kubeconfig: Path, arguments: tuple[str | Path, ...],
     return done.stdout
 
 
+def _forced_way() -> str | None:
+    way = os.environ.get("CONTROL_PLANE")
+    return way if way in WAYS else None
+
+
 class ControlPlane:
     """A control plane of our own, known by its name; any number of them live side by side.
 
@@ -53,7 +58,7 @@ class ControlPlane:
     def __init__(self, name: str, *, root: Path | None = None, way: str | None = None) -> None:
         self.name = name
         self.directory = (root or Path(os.environ.get("HOMEOSTAT_CONTROL_PLANES", ROOT))) / name
-        self.way = way
+        self.way = way or _forced_way()
         self._binaries: Binaries | None = None
 
     @property
@@ -341,10 +346,10 @@ def control_plane(name: str, *, kubeconfig: str | None = None) -> ControlPlane |
     """
     way = os.environ.get("CONTROL_PLANE") or None
     given = kubeconfig or os.environ.get("KUBECONFIG_GIVEN")
-    if way not in (None, "given", "build", "download"):
-        raise BinariesError(f"CONTROL_PLANE={way}: it is one of given, build, download")
+    if way not in (None, "given", *WAYS):
+        raise BinariesError(f"CONTROL_PLANE={way}: it is one of given, {', '.join(WAYS)}")
     if way == "given" and not given:
         raise BinariesError("CONTROL_PLANE=given, but neither --kubeconfig nor KUBECONFIG_GIVEN names one")
     if given and way in (None, "given"):
         return GivenControlPlane(Path(given))
-    return ControlPlane(name, way=way)
+    return ControlPlane(name)

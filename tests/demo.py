@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: a VM is declared, runs, is killed behind the operator's back, and comes back. Everything stays up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.controlplane import ControlPlane
+from tests.controlplane.instance import ControlPlaneError
+from tests.lab import Lab
+from tests.lab.processes import LabError
+from tests.operator_process import NAMESPACE, OperatorProcess
+
+NAME = "demo"
+STATE = Path("/var/lib/homeostat/demo")
+ROOT = Path(__file__).parent.parent
+
+
+def main() -> None:
+    """`python -m tests.demo up|down`."""
+    parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
+    parser.add_argument("verb", choices=("up", "down"))
+    try:
+        up() if parser.parse_args().verb == "up" else down()
+    except (LabError, ControlPlaneError, TimeoutError) as error:
+        sys.exit(f"demo: {error}")
+
+
+def step(text: str) -> None:
+    """Print what is done next."""
+    print(f"\n==> {text}", flush=True)
+
+
+def up() -> None:
+    """Start what is not up yet, then show it."""
+    step("A control plane: etcd, kube-apiserver, kube-controller-manager")
+    plane = ControlPlane(NAME)
+    plane.up()
+    step("Two libvirt hosts, in network namespaces of this machine")
+    lab = Lab.up(NAME, hosts=2)
+    for host in lab.hosts:
+        print(f"    {host.name}: {host.uri_tcp}" + (" (Debian's own qemu.conf)" if host.stock else ""))
+    step("The operator: kubectl apply -f crds/, then `homeostat run`")
+    plane.kubectl("apply", "-f", ROOT / "crds")
+    _namespace(plane, NAMESPACE)
+    operator = OperatorProcess(STATE, plane.kubeconfig)
+    operator.start()
+    step("kubectl apply -f manifests/samples/ (with these two hosts' addresses)")
+    print(_indented(plane.kubectl("apply", "-f", "-", stdin=samples(lab))))
+    _await(plane, operator, "the VM to be Running", lambda: _running(plane) is not None)
+    first = _running(plane)
+    _show(plane)
+    _console(lab, plane)
+    step(f"Killing its QEMU process {first} on the host, behind the operator's back")
+    _host(lab, plane).kill_qemu(_uuid(plane))
+    began = time.monotonic()
+    _await(plane, operator, "it to come back", lambda: _running(plane) not in (None, first))
+    print(f"    It is back as process {_running(plane)} after {time.monotonic() - began:.1f} s.")
+    _show(plane)
+    step("All of it stays up. Go on exploring with:")
+    print(f"    export KUBECONFIG={plane.kubeconfig}")
+    print(f"    export PATH=$PATH:{plane.binaries["kubectl"].parent}    # kubectl")
+    print("    kubectl get vm,hv        kubectl describe vm first        kubectl explain vm.spec")
+    print(f"    The operator's log: {operator.process.log}")
+    print("    make demo-down removes every trace.\n")
+
+
+def down() -> None:
+    """Remove every trace."""
+    step("Ending the operator, the hosts and the control plane of the demo")
+    OperatorProcess(STATE, Path("/nonexistent")).kill()
+    Lab(NAME).down()
+    ControlPlane(NAME).down()
+    for file in STATE.glob("*"):
+        file.unlink()
+    STATE.rmdir()
+    print("    Nothing is left of it.")
+
+
+def samples(lab: Lab) -> str:
+    """The sample manifests with the URIs of a lab's hosts."""
+    text = "---\n".join(file.read_text() for file in sorted((ROOT / "manifests/samples").glob("*.yaml")))
+    for number, host in enumerate(lab.hosts, 1):
+        text = text.replace(f"qemu+tcp://host-{number}.example/system", host.uri_tcp)
+    return text
+
+
+def _namespace(plane: ControlPlane, name: str) -> None:
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    plane.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+
+
+def _vm(plane: ControlPlane) -> dict[str, Any]:
+    return dict(json.loads(plane.kubectl("get", "vm", "first", "-n", "default", "-o", "json")))
+
+
+def _uuid(plane: ControlPlane) -> str:
+    return str(_vm(plane)["metadata"]["uid"])
+
+
+def _host(lab: Lab, plane: ControlPlane) -> Any:
+    name = _vm(plane)["status"]["host"]
+    return lab.hosts[int(name.removeprefix("host-")) - 1]
+
+
+def _running(plane: ControlPlane) -> int | None:
+    """The pid of the VM's QEMU, once its status says Running."""
+    vm = _vm(plane)
+    if vm.get("status", {}).get("state") != "Running":
+        return None
+    pid: int | None = _host(Lab(NAME), plane).qemu_pid(vm["metadata"]["uid"])
+    return pid
+
+
+def _await(
+    plane: ControlPlane, operator: OperatorProcess, what: str, done: Callable[[], bool], seconds: float = 120
+) -> None:
+    began, said = time.monotonic(), 0.0
+    while not done():
+        waited = time.monotonic() - began
+        if operator.process.pid is None:
+            raise LabError(f"the operator ended: {operator.process.last_words()}")
+        if waited > seconds:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}\n{plane.kubectl('describe', 'vm', 'first')}")
+        if waited - said >= 3:
+            said = waited
+            print(
+                f"    waiting for {what}: {waited:.0f} s, {_vm(plane).get('status', {}).get('reason', 'not seen yet')}",
+                flush=True,
+            )
+        time.sleep(0.2)
+
+
+def _show(plane: ControlPlane) -> None:
+    step("kubectl get vm,hv")
+    print(_indented(plane.kubectl("get", "vm,hv", "-n", "default")))
+
+
+def _console(lab: Lab, plane: ControlPlane, seconds: float = 60) -> None:
+    step("The last lines of its console, from the file that its host keeps")
+    deadline = time.monotonic() + seconds
+    while "GUEST-UP" not in (text := _host(lab, plane).console(_uuid(plane))):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the guest did not come up within {seconds:.0f} s; its console says: {text[-500:]}")
+        time.sleep(0.2)
+    print(_indented("\n".join(text.replace("\r", "").strip().splitlines()[-5:])))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.rstrip().splitlines())
+
+
+if __name__ == "__main__":
+    main()

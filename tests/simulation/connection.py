@@ -138,9 +138,9 @@ class SimulatedConnection:
         # A request is lost with the connection while the network is cut. One that a frozen host's kernel has taken in
         # is carried out when the host goes on, its sender dead or not.
         while not self.host.linked.is_set():
+            await self.host.linked.wait()
             if self.lost is not None:
                 return False
-            await self.host.linked.wait()
         boot = self.host.boots
         await self.host.thawed.wait()
         return self.host.daemon_up and self.host.boots == boot

@@ -25,9 +25,11 @@ def paths(value: Any, schema: Schema, at: Path = ()) -> Iterator[Path]:
         for name, each in value.items():
             yield from paths(each, _below(schema, name), (*at, name))
     elif isinstance(value, list) and kind == "map":
+        yield at
         for item in value:
             yield from paths(item, schema["items"], (*at, ("k", item_key(item, schema))))
     elif isinstance(value, list) and kind == "set":
+        yield at
         for item in value:
             yield (*at, ("v", item))
     else:
@@ -45,7 +47,7 @@ def conflicts(live: Any, applied: Any, schema: Schema, owners: Owners, manager: 
     found = []
     for path in paths(applied, schema):
         wanted, there = get(applied, path, schema), get(live, path, schema)
-        if isinstance(wanted, dict) or wanted == there:
+        if _holds_fields(wanted, path, applied, schema) or wanted == there:
             continue
         found += [(other, path) for other, fields in owners.items() if other != manager and path in fields]
     return found
@@ -57,7 +59,7 @@ def apply(
     """The object after an apply by `manager`, with force; `owners` is brought up to date."""
     result: dict[str, Any] = clone(live)
     named = set(paths(applied, schema))
-    for path in sorted(owners.get(manager, set()) - named, key=len, reverse=True):
+    for path in sorted(owners.get(manager, set()) - named, key=len):
         kept = any(path in fields for other, fields in owners.items() if other != manager)
         if not kept and not _holds_fields_of_others(path, owners, manager):
             _remove(result, path, schema)
@@ -77,7 +79,8 @@ def changed_by_update(before: Any, after: Any, schema: Schema, owners: Owners, m
     written = {
         path
         for path in there
-        if not isinstance(get(after, path, schema), dict) and get(after, path, schema) != get(before, path, schema)
+        if not _holds_fields(get(after, path, schema), path, after, schema)
+        and get(after, path, schema) != get(before, path, schema)
     }
     for fields in owners.values():
         fields &= there
@@ -87,11 +90,23 @@ def changed_by_update(before: Any, after: Any, schema: Schema, owners: Owners, m
 
 def get(value: Any, path: Path, schema: Schema) -> Any:
     """The value at a path; None when there is none."""
+    return _find(value, path, schema)[0]
+
+
+def _find(value: Any, path: Path, schema: Schema) -> tuple[Any, Schema]:
     for step in path:
         value, schema = _step(value, step, schema)
         if value is None:
-            return None
-    return value
+            break
+    return value, schema
+
+
+def _holds_fields(value: Any, path: Path, root: Any, schema: Schema) -> bool:
+    """Whether what is at a path is no field of its own but holds fields: a map, a list map or a list set."""
+    below = _find(root, path, schema)[1]
+    if isinstance(value, dict):
+        return below.get("x-kubernetes-map-type") != "atomic"
+    return isinstance(value, list) and below.get("x-kubernetes-list-type") in ("map", "set")
 
 
 def _step(value: Any, step: Any, schema: Schema) -> tuple[Any, Schema]:

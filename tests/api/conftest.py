@@ -2,6 +2,7 @@
 """One real API server with the CRDs for all tests of this ring, and a namespace for each test."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -9,9 +10,24 @@ from uuid import uuid4
 import pytest
 
 from tests.api.server import Server
-from tests.controlplane import ControlPlane, GivenControlPlane, control_plane
+from tests.controlplane import ControlPlane, ControlPlaneError, GivenControlPlane, control_plane
 
 CRDS = Path(__file__).parents[2] / "crds"
+DISCOVERY_SECONDS = 60
+
+
+def await_discovery(cluster: ControlPlane | GivenControlPlane) -> None:
+    """Wait until short names and explanations are published: that comes a moment after a CRD is established."""
+    deadline = time.monotonic() + DISCOVERY_SECONDS
+    while True:
+        try:
+            cluster.kubectl("explain", "vm.spec")
+            cluster.kubectl("explain", "hv.spec")
+            return
+        except ControlPlaneError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +38,7 @@ def cluster() -> Iterator[ControlPlane | GivenControlPlane]:
         cluster.up()
         cluster.kubectl("apply", "--server-side", "--filename", CRDS)
         cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", "--filename", CRDS)
+        await_discovery(cluster)
         yield cluster
     finally:
         cluster.down()

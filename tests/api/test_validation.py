@@ -173,6 +173,12 @@ CASES = [
         hypervisor(reservedMemory="17Ti"),
         hypervisor(reservedMemory="0Mi"),
     ),
+    Case(
+        "Hypervisor.spec.outOfService",
+        "since must not lie before the year 2000",
+        hypervisor(outOfService={"since": "1999-12-31T23:59:59Z", "evidence": "Destroyed"}),
+        hypervisor(outOfService={"since": "2000-01-01T00:00:00Z", "evidence": "Destroyed"}),
+    ),
     Case(NETWORK, "bridge belongs to type Bridge", lan(bridge=None), lan()),
     Case(NETWORK, "bridge belongs to type Bridge", lan(**NET | {"bridge": {"name": "br0"}}), lan(**NET)),
     Case(NETWORK, "network belongs to type Network", lan(**NET | {"network": None}), lan(**NET)),

@@ -134,6 +134,15 @@ class Overcommit(Model):
 class OutOfService(Model):
     """A person's statement that the host does not run anything."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(  # also refuses a list, which the API server lets pass where a date-time is wanted
+            "self.since >= timestamp('2000-01-01T00:00:00Z')",
+            "since must not lie before the year 2000",
+            lambda self: self.since.year >= 2000,
+            path="since",
+        ),
+    )
+
     since: Time
     """From when on the host was off. Void as soon as anything is heard from the host after this time."""
     evidence: Literal["PoweredOff", "Destroyed"]

@@ -28,7 +28,7 @@ FINALIZER = f"{GROUP}/domain"
 RECONCILE_ANNOTATION = f"{GROUP}/reconcile"
 
 MAX_MESSAGE = 2048
-TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+TIME_PATTERN = r"^[12][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 QUANTITY_PATTERN = r"^(0|[1-9][0-9]{0,9})(Ki|Mi|Gi|Ti|k|M|G|T)$"
 LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
 SUBDOMAIN_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
@@ -82,7 +82,7 @@ class Model(BaseModel):
 
 def rfc3339(time: datetime) -> str:
     """Return a time as the API spells it: UTC, whole seconds, Z."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def _whole_second(value: object) -> datetime:

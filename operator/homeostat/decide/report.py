@@ -41,9 +41,13 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
     )
 
 
-def passing(decision: Decision) -> bool:
-    """Whether this is a step normally over in seconds, so that writing it down can wait."""
-    return reasons.VM[decision.say.reason].passing and decision.failed is None
+def passing(vm: VirtualMachine, decision: Decision) -> bool:
+    """Whether this is a step normally over in seconds, so that writing it down can wait. The end of a run cannot."""
+    ended = vm.status.state in ("Running", "Paused") and reasons.VM[decision.say.reason].state not in (
+        "Running",
+        "Paused",
+    )
+    return reasons.VM[decision.say.reason].passing and decision.failed is None and not ended
 
 
 def sentence(decision: Decision) -> str:

@@ -70,7 +70,8 @@ def deleting(vm: VirtualMachine) -> bool:
 
 
 def _here(case: Case, place_: Place) -> Decision:
-    if not _listed(case.vm, place_.host):
+    narrower = len(case.vm.status.candidates) > 1 and not case.where.blind
+    if narrower or not _listed(case.vm, place_.host):
         return _record(case, [place_.host])
     if FINALIZER not in case.vm.metadata.finalizers:
         return Decision(Say("Accepted"), act.AddFinalizer())
@@ -481,7 +482,8 @@ def _delete(case: Case) -> Decision:
     if vm.spec.deletion_policy == "Release":
         return Decision(Say("Deleting"), act.RemoveFinalizer())
     for place_ in where.ours:
-        return _remove(case, place_)
+        # Recorded before anything is removed: it says where the volumes are to be looked for afterwards.
+        return _remove(case, place_) if _listed(vm, place_.host) else _record(case, [p.host for p in where.ours])
     if where.blind:
         return Decision(Say("DeletingWaitsForHost", blindness(where).detail))
     return _remove_volumes(case) or _fresh(case) or Decision(Say("Deleting"), act.RemoveFinalizer())

@@ -88,6 +88,8 @@ class VMReconciler:
             view = await observe.look(self._fleet, vm, view, decision.look)
         if decision.look is not None:
             raise Retry(f"still nothing to act on after {MAX_LOOKS} looks at {', '.join(decision.look.hosts)}")
+        if decision.failed is None:
+            self._failed.pop(key, None)  # what it led to is seen; it explains nothing any more
         if isinstance(decision.action, act.RecordCandidates):
             # Between this decision and the next one for another VM there is no await: it counts this VM already.
             self._fleet.assume(key, vm, frozenset(candidate.host_uuid for candidate in decision.action.candidates))
@@ -155,7 +157,7 @@ class VMReconciler:
         if status.wire(exclude={"candidates"}) == vm.status.wire(exclude={"candidates"}):
             self._unwritten.pop(key, None)
             return decision.requeue_after
-        if report.passing(decision) and (left := self._left_to_settle(key)) > 0:
+        if report.passing(vm, decision) and (left := self._left_to_settle(key)) > 0:
             return min(left, decision.requeue_after or left)
         try:
             await self._client.apply_status(VirtualMachine, seen, status.wire(exclude={"candidates"}), STATUS_MANAGER)

@@ -3,6 +3,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,6 +57,22 @@ def test_up_down_and_nothing_left(plane: ControlPlane) -> None:
     assert [identity(pid) for pid in pids if pid] == [None, None, None]
     assert all(map(is_free, taken))
     assert plane.is_healthy()
+
+
+def test_two_who_start_the_same_get_the_same() -> None:
+    twice = own("twice")
+    command = [sys.executable, "-m", "tests.controlplane", "up", "--name", twice.name]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("CONTROL_PLANE", "KUBECONFIG_GIVEN")
+    }
+    try:
+        starters = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        said = [starter.communicate()[1] for starter in starters]
+        assert [starter.returncode for starter in starters] == [0, 0]
+        assert sum("is already up" in each for each in said) == 1
+        assert twice.is_healthy()
+    finally:
+        twice.down()
 
 
 def test_up_mends_what_has_died(plane: ControlPlane) -> None:

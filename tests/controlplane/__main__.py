@@ -1,5 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: python -m tests.controlplane up|down|status|build."""
+"""Start and end real Kubernetes control planes on this machine.
+
+The programs are taken from the first of: KUBEBUILDER_ASSETS and PATH, the cache in ~/.cache/homeostat/controlplane,
+a build from tests/controlplane/gomod, a download. It is said which, and why.
+
+environment:
+  CONTROL_PLANE             force a way: given, build or download
+  KUBECONFIG_GIVEN          as --kubeconfig
+  HOMEOSTAT_CONTROL_PLANES  where instances keep their state (/var/lib/homeostat/controlplane)
+  KUBERNETES_RELEASE_URL    instead of https://dl.k8s.io/release
+  ETCD_RELEASE_URL          instead of https://github.com/etcd-io/etcd/releases/download
+"""
 
 import argparse
 import sys
@@ -43,7 +54,11 @@ COMMANDS = {"up": _up, "down": _down, "status": _status, "build": _build}
 
 def main() -> int:
     """Run one command; return 0 when it did what it says."""
-    parser = argparse.ArgumentParser(prog="python -m tests.controlplane", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.controlplane",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", choices=COMMANDS, help="build only makes sure that the programs are there")
     parser.add_argument("--name", default="dev", help="which instance (default: %(default)s)")
     parser.add_argument("--kubeconfig", help="a cluster that is there already (also: KUBECONFIG_GIVEN)")

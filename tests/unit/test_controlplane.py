@@ -18,6 +18,7 @@ import pytest
 
 from tests.controlplane import ControlPlane, GivenControlPlane, binaries, control_plane, ports
 from tests.controlplane.binaries import NAMES, BinariesError, Cache
+from tests.controlplane.locks import locked
 from tests.controlplane.processes import Process, identity
 
 KUBERNETES, ETCD = binaries.kubernetes_version(), binaries.etcd_version()
@@ -271,3 +272,34 @@ def test_a_port_in_use_is_not_given(tmp_path: Path) -> None:
     (tmp_path / "a" / ports.FILE).unlink()
     with socket.create_server(("127.0.0.1", first)):
         assert ports.allocate(tmp_path / "a", ("apiserver",))["apiserver"] != first
+
+
+def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with locked(tmp_path / "held"):
+            entered.set()
+
+    with locked(tmp_path / "held"):
+        waiter = threading.Thread(target=enter)
+        waiter.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    waiter.join()
+
+
+def test_a_lock_on_a_removed_directory_is_worth_nothing(tmp_path: Path) -> None:
+    existed: list[bool] = []
+
+    def enter() -> None:
+        with locked(tmp_path / "held"):
+            existed.append((tmp_path / "held").exists())
+
+    with locked(tmp_path / "held"):
+        waiter = threading.Thread(target=enter)
+        waiter.start()
+        waiter.join(0.2)
+        (tmp_path / "held").rmdir()
+    waiter.join(10)
+    assert existed == [True]

@@ -14,6 +14,7 @@ from tests.lab.processes import LabError, run
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "homeostat"
 SOURCE = Path(__file__).parent
+BUSYBOX = Path("/bin/busybox")
 BASE_HEAD, BASE_MIB = b"HOMEOSTAT-BASE\n", 8
 COMMAND_LINE = "console=ttyS0 quiet"
 
@@ -31,39 +32,35 @@ FOLDERS = "bin dev etc/acpi/PWRF etc/qemu lib/modules mnt proc run sbin sys tmp 
 
 def files() -> Path:
     """A folder with `vmlinuz`, `initrd` and `base.qcow2`, built at the first call and cached by the versions inside."""
-    kernel = _kernel_package()
-    versions = " ".join(_version(package) for package in (kernel, "qemu-guest-agent", "busybox-static"))
+    packages = _packages()
     recipe = b"".join((SOURCE / name).read_bytes() for name in ("guest.py", "guest-init", "guest-shutdown"))
-    key = hashlib.sha256(versions.encode() + recipe).hexdigest()[:12]
-    target = CACHE / "guest" / f"{kernel}-{key}"
+    key = hashlib.sha256(" ".join(packages).encode() + recipe + BUSYBOX.read_bytes()).hexdigest()[:12]
+    target = CACHE / "guest" / f"{packages[0].partition('=')[0]}-{key}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            _build(Path(work), kernel).rename(target)
+            _build(Path(work), packages).rename(target)
     return target
 
 
-def _kernel_package() -> str:
-    depends = run("apt-cache", "depends", "linux-image-cloud-amd64", check=False)
-    found = re.search(r"Depends: (linux-image-\S+)", depends)
-    if not found:
-        raise LabError("apt knows no linux-image-cloud-amd64, the kernel of the lab's guest: run `apt-get update`")
-    return found[1]
+def _packages() -> list[str]:
+    """The packages of kernel and agent, as NAME=VERSION."""
+    known = run("apt-cache", "show", "--no-all-versions", "linux-image-cloud-amd64", "qemu-guest-agent", check=False)
+    kernel = re.search(r"^Depends: (linux-image-\S+) \(= (\S+)\)", known, re.M)
+    agent = re.search(r"^Package: qemu-guest-agent\n(?:.+\n)*?Version: (\S+)", known, re.M)
+    if not kernel or not agent:
+        raise LabError(
+            "apt knows no linux-image-cloud-amd64 or no qemu-guest-agent for the guest: run `apt-get update`"
+        )
+    return [f"{kernel[1]}={kernel[2]}", f"qemu-guest-agent={agent[1]}"]
 
 
-def _version(package: str) -> str:
-    found = re.search(r"Candidate: (\d\S*)", run("apt-cache", "policy", package))
-    if not found:
-        raise LabError(f"apt knows no {package}, a part of the lab's guest: run `apt-get update`")
-    return found[1]
-
-
-def _build(work: Path, kernel: str) -> Path:
+def _build(work: Path, wanted: list[str]) -> Path:
     packages, root, out = work / "packages", work / "root", work / "out"
     for folder in (packages, root, out):
         folder.mkdir()
     try:
-        run("apt-get", "download", "-q", kernel, "qemu-guest-agent", cwd=packages)
+        run("apt-get", "download", "-q", *wanted, cwd=packages)
     except LabError as error:
         raise LabError(f"the kernel or the agent of the lab's guest cannot be downloaded: {error}") from error
     for package in packages.glob("*.deb"):
@@ -83,7 +80,7 @@ def _build(work: Path, kernel: str) -> Path:
 def _fill(root: Path, packages: Path) -> None:
     for folder in FOLDERS.split():
         (root / folder).mkdir(parents=True)
-    shutil.copy("/bin/busybox", root / "bin")
+    shutil.copy(BUSYBOX, root / "bin")
     for command in COMMANDS.split():
         (root / "bin" / command).symlink_to("busybox")
     for module in MODULES.split():

@@ -135,10 +135,10 @@ class Host:
             raise LabError(f"{self.name} is powered off")
         return run("nsenter", "-t", str(init.pid), "-m", "-u", "-n", "-p", "--", *command)
 
-    def libvirtd(self) -> Process | None:
-        """Its libvirtd."""
+    def daemon(self, name: str) -> Process | None:
+        """Its process `libvirtd` or `virtlogd`."""
         try:
-            return self._process(int((self.directory / "run/libvirtd.pid").read_text()))
+            return self._process(int((self.directory / "run" / f"{name}.pid").read_text()))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -146,10 +146,10 @@ class Host:
         """The process that the host itself knows as `inner`."""
         return next((process for process in self.processes() if inner_pid(process) == inner), None)
 
-    def _libvirtd(self) -> Process:
-        process = self.libvirtd()
+    def _running(self, name: str) -> Process:
+        process = self.daemon(name)
         if process is None:
-            raise LabError(f"{self.name} has no libvirtd running")
+            raise LabError(f"{self.name} has no {name} running")
         return process
 
     def _qemus(self) -> list[tuple[Process, list[str]]]:
@@ -191,7 +191,7 @@ class Host:
 
     def kill_libvirtd(self) -> None:
         """End libvirtd with SIGKILL; QEMU processes stay."""
-        end([self._libvirtd()])
+        end([self._running("libvirtd")])
 
     def start_libvirtd(self) -> None:
         """Start libvirtd; returns when it answers."""
@@ -200,11 +200,16 @@ class Host:
 
     def freeze_libvirtd(self) -> None:
         """Stop libvirtd with SIGSTOP: TCP connections are accepted and never answered."""
-        self._libvirtd().signal(signal.SIGSTOP)
+        self._running("libvirtd").signal(signal.SIGSTOP)
 
     def thaw_libvirtd(self) -> None:
         """Let a stopped libvirtd go on."""
-        self._libvirtd().signal(signal.SIGCONT)
+        self._running("libvirtd").signal(signal.SIGCONT)
+
+    def restart_virtlogd(self) -> None:
+        """End virtlogd with SIGKILL and start it anew: it forgets which log files are being written."""
+        end([self._running("virtlogd")])
+        self.execute("virtlogd", "-d")
 
     def cut(self) -> None:
         """Pull its network cable."""

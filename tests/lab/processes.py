@@ -26,15 +26,15 @@ class Process:
     @classmethod
     def of(cls, pid: int) -> Process:
         """The process that has this pid now. ProcessLookupError when there is none, or only a zombie."""
-        start = _start(pid)
-        if start is None:
+        process = cls(pid, _start(pid))
+        if not process.alive:
             raise ProcessLookupError(pid)
-        return cls(pid, start)
+        return process
 
     @property
     def alive(self) -> bool:
-        """Whether it exists and has not exited."""
-        return _start(self.pid) == self.start
+        """Whether it exists and not all of its threads have exited."""
+        return not self.wait(0)
 
     def signal(self, number: int) -> bool:
         """Send a signal; False when the process is gone."""
@@ -64,19 +64,21 @@ class Process:
             pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return None
-        # Compared after opening: from here on the descriptor, unlike the pid, cannot come to mean another process.
-        if self.alive:
-            return pidfd
+        try:
+            # Compared after opening: from here on the descriptor, unlike the pid, cannot come to mean another process.
+            if _start(self.pid) == self.start:
+                return pidfd
+        except ProcessLookupError:
+            pass
         os.close(pidfd)
         return None
 
 
-def _start(pid: int) -> int | None:
+def _start(pid: int) -> int:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
 
 
 def in_namespace(network: Path) -> list[Process]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,11 +18,14 @@ from typing import Any, Generic, TypeVar
 import libvirt
 
 from homeostat.hosts import lanes, sockets
-from homeostat.hosts.driver import NO_CONNECT, RPC, Credentials, HostError, HostUnreachable
-from homeostat.hosts.uri import check, peers, with_pki
+from homeostat.hosts.driver import NO_CONNECT, OPERATION_TIMEOUT, RPC, Credentials, HostError, HostUnreachable
+from homeostat.hosts.uri import Address, certificate_fault, check, peers, with_pki
 
 T = TypeVar("T")
 Virt = Any  # libvirt-python has no types: libvirt.virConnect
+MOST_ATTEMPTS = 4
+"""Attempts to open connections to one URI that may be under way: a host that takes them and is silent gets no more."""
+_outstanding: Counter[str] = Counter()
 LOST = {0: "an error", 1: "end of file", 2: "no answer to keep-alive messages", 3: "closed by this side"}
 
 
@@ -38,28 +43,56 @@ def host_error(error: libvirt.libvirtError) -> HostError:
     return HostError(error.get_error_code() or 0, message, error.get_error_domain() or 0)
 
 
-def open_blocking(uri: str, credentials: Credentials | None, keepalive: tuple[int, int]) -> Opened:
-    """Open a connection; blocks for as long as the host likes. HostUnreachable with libvirt's words."""
-    before, expected = sockets.inodes(), peers(uri)
-    try:
-        with with_pki(uri, credentials) as full:
-            virt = libvirt.open(full)
-        inode = sockets.appeared(before, expected)
+class Attempt:
+    """An attempt to open a connection, which may take for ever."""
+
+    def __init__(self, uri: str, credentials: Credentials | None, keepalive: tuple[int, int]) -> None:
+        self._uri, self._credentials, self._keepalive = uri, credentials, keepalive
+        self._before, self._peers = sockets.inodes(), set[sockets.Peer]()
+        self._over = threading.Event()
+
+    def run(self) -> Opened:
+        """Open; blocks for as long as the host likes. HostUnreachable with libvirt's words."""
+        try:
+            self._peers = peers(self._uri)
+            with with_pki(self._uri, self._credentials) as address:
+                return self._open(address)
+        except OSError as error:
+            raise HostUnreachable(NO_CONNECT, f"cannot write the TLS credentials: {error.strerror}") from None
+        finally:
+            self._over.set()
+
+    def abandon(self) -> None:
+        """In a thread: cut the connection that is being opened, until the attempt returns."""
+        while not self._over.wait(1.0):
+            sockets.shut_unclaimed(self._before, self._peers)
+
+    def _open(self, address: Address) -> Opened:
+        try:
+            virt = libvirt.open(address.uri)
+        except libvirt.libvirtError as error:
+            cause = host_error(error)
+            message = address.plain(cause.message)
+            if address.directory and "verify peer's certificate" in message:
+                message = ": ".join(filter(None, (message, certificate_fault(self._uri, address))))
+            raise HostUnreachable(cause.code, message, cause.domain) from None
+        opened = Opened(virt, sockets.claim(self._before, self._peers))
         with contextlib.suppress(libvirt.libvirtError):  # a host that does not know keep-alive is used without
-            virt.setKeepAlive(*keepalive)
-    except libvirt.libvirtError as error:
-        cause = host_error(error)
-        raise HostUnreachable(cause.code, cause.message, cause.domain) from None
-    except OSError as error:
-        raise HostUnreachable(NO_CONNECT, f"cannot write the credentials for TLS: {error.strerror}") from None
-    return Opened(virt, inode)
+            virt.setKeepAlive(*self._keepalive)
+        return opened
 
 
 async def open_in_thread(uri: str, credentials: Credentials | None, keepalive: tuple[int, int]) -> Opened:
-    """`open_blocking` in a daemon thread of its own. When cancelled, a connection that comes late is closed."""
+    """Open a connection in a daemon thread of its own. When cancelled, the attempt is cut off, or closed if it is late.
+
+    HostUnreachable with libvirt's words, or when earlier attempts at this URI have still not returned.
+    """
     check(uri)
+    if _outstanding[uri] >= MOST_ATTEMPTS:
+        raise HostUnreachable(OPERATION_TIMEOUT, "earlier attempts to connect have not returned yet")
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Opened] = loop.create_future()
+    attempt = Attempt(uri, credentials, keepalive)
 
     def deliver(opened: Opened | None, error: HostError | None) -> None:
         if answer.done():
@@ -70,21 +103,30 @@ async def open_in_thread(uri: str, credentials: Credentials | None, keepalive: t
         elif opened is not None:
             answer.set_result(opened)
 
-    def attempt() -> None:
+    def run() -> None:
         opened = error = None
         try:
-            opened = open_blocking(uri, credentials, keepalive)
+            opened = attempt.run()
         except HostError as cause:
             error = cause
+        finally:
+            _outstanding[uri] -= 1
         with contextlib.suppress(RuntimeError):  # the loop has ended: so will this process
             loop.call_soon_threadsafe(deliver, opened, error)
 
-    lanes.start("libvirt-open", attempt)
-    return await answer
+    _outstanding[uri] += 1
+    lanes.start("libvirt-open", run)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        lanes.start("libvirt-abandon", attempt.abandon)
+        raise
 
 
 def dispose(opened: Opened, callbacks: list[int]) -> None:
     """Close for good. Callbacks left registered would keep the connection and its file descriptors."""
+    if opened.socket is not None:
+        sockets.release(opened.socket)
     for callback in callbacks:
         with contextlib.suppress(libvirt.libvirtError):
             opened.virt.domainEventDeregisterAny(callback)
@@ -210,13 +252,8 @@ class Session:
         for call in list(self.calls):
             if not call.future.done():
                 call.future.set_exception(HostUnreachable(RPC, why))
-        lanes.start("libvirt-close", self._dispose)
+        lanes.start("libvirt-close", lambda: dispose(self.opened, self.callbacks))
         self._on_end(why)
-
-    def _dispose(self) -> None:
-        if self.opened.socket is not None:
-            sockets.shut(self.opened.socket)
-        dispose(self.opened, self.callbacks)
 
     def _alive(self) -> bool:
         try:

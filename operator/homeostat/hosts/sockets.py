@@ -16,6 +16,7 @@ import socket
 
 _FDS = "/proc/self/fd"
 Peer = tuple[str, int] | str
+_claimed: set[int] = set()  # sockets that open connections are known to use
 
 
 def inodes() -> dict[int, int]:
@@ -28,14 +29,39 @@ def inodes() -> dict[int, int]:
     return found
 
 
-def appeared(before: dict[int, int], peers: set[Peer]) -> int | None:
-    """Inode of the one socket to one of `peers` that was not there before; None when there are none or several."""
-    new = [inode for inode, fd in inodes().items() if inode not in before and _leads_to(fd, peers)]
-    return new[0] if len(new) == 1 else None
+def claim(before: dict[int, int], peers: set[Peer]) -> int | None:
+    """The one socket to one of `peers` that was not there before and is nobody's; None when there are none or several.
+
+    It belongs to the caller until `release`.
+    """
+    new = _unclaimed(before, peers)
+    if len(new) != 1:
+        return None
+    _claimed.add(new[0])
+    return new[0]
 
 
-def shut(inode: int) -> None:
-    """Shut down the socket of this inode in both directions, if it is still open."""
+def release(inode: int) -> None:
+    """Shut a claimed socket down, in both directions, and give it up."""
+    _shut(inode)
+    _claimed.discard(inode)
+
+
+def shut_unclaimed(before: dict[int, int], peers: set[Peer]) -> None:
+    """Shut down the sockets of attempts to connect that were given up on."""
+    for inode in _unclaimed(before, peers):
+        _shut(inode)
+
+
+def _unclaimed(before: dict[int, int], peers: set[Peer]) -> list[int]:
+    return [
+        inode
+        for inode, fd in inodes().items()
+        if inode not in before and inode not in _claimed and _leads_to(fd, peers)
+    ]
+
+
+def _shut(inode: int) -> None:
     fd = inodes().get(inode)
     if fd is None:
         return

@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -45,20 +47,54 @@ def peers(uri: str) -> set[Peer]:
     return {(str(address[0]), int(address[1])) for *_, address in found}
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URI as libvirt is given it; `directory` is where its credentials are for the moment, "" without any."""
+
+    uri: str
+    directory: str = ""
+
+    def plain(self, message: str) -> str:
+        """A message with the keys of the Secret in place of paths, which are others each time."""
+        for key, name in _PKI.items():
+            message = message.replace(f"{self.directory}/{name}", key) if self.directory else message
+        return message
+
+
 @contextlib.contextmanager
-def with_pki(uri: str, credentials: Credentials | None) -> Iterator[str]:
+def with_pki(uri: str, credentials: Credentials | None) -> Iterator[Address]:
     """The URI to open, with the credentials in a private directory for as long as the context lasts.
 
     libvirt reads the files while it opens a connection and never again.
     """
     files = {_PKI[name]: data for name, data in (credentials.files if credentials else {}).items() if name in _PKI}
     if not files:
-        yield uri
+        yield Address(uri)
         return
     with tempfile.TemporaryDirectory(prefix="homeostat-") as directory:  # created with mode 0700
         for name, data in files.items():
             _write_private(Path(directory, name), data)
-        yield _with_query(uri, pkipath=directory)
+        yield Address(_with_query(uri, pkipath=directory), directory)
+
+
+def certificate_fault(uri: str, address: Address) -> str:
+    """What is wrong with the certificate the host shows; "" when nothing is, or it cannot be found out.
+
+    libvirt only says that it was not accepted. Blocks for some seconds at most.
+    """
+    parts = urlsplit(uri)
+    host, port = parts.hostname or "", parts.port or SCHEMES[parts.scheme]
+    try:
+        context = ssl.create_default_context(cafile=f"{address.directory}/{_PKI['ca.crt']}")
+        with (
+            socket.create_connection((host, port), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except (OSError, ValueError):
+        return ""
 
 
 def _write_private(path: Path, data: bytes) -> None:

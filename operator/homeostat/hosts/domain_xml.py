@@ -47,15 +47,16 @@ def render(uuid: str, name: str, config: DomainConfig, owner: Owner, carried: st
     _text(root, "memory", str(config.memory_mib), unit="MiB")
     _text(root, "currentMemory", str(config.memory_mib), unit="MiB")
     _text(root, "vcpu", str(config.sockets * config.cores * config.threads), placement="static")
-    _boot(root, config)
-    features = ET.SubElement(root, "features")
-    features.extend([ET.Element("acpi"), ET.Element("apic")])
-    _cpu(root, config)
-    ET.SubElement(root, "clock", offset="utc")
+    _boot(root, config, before)
+    ET.SubElement(root, "features").extend([ET.Element("acpi"), ET.Element("apic"), *before.features()])
+    _cpu(root, config, before)
+    clock = before.clock()
+    root.append(clock if clock is not None else ET.Element("clock", offset="utc"))
     # A guest that powers off or crashes stays off: whether it is started again is not libvirt's to decide.
     for event, reaction in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")):
         _text(root, f"on_{event}", reaction)
     _devices(ET.SubElement(root, "devices"), config, before)
+    root.extend(before.root())
     return ET.tostring(root, encoding="unicode")
 
 
@@ -105,15 +106,17 @@ def _parse_owner(element: ET.Element | None) -> Owner | None:
     )
 
 
-def _boot(root: ET.Element, config: DomainConfig) -> None:
-    os = ET.SubElement(root, "os")
+def _boot(root: ET.Element, config: DomainConfig, before: Carried) -> None:
+    attributes, firmware = before.boot()
+    os = ET.SubElement(root, "os", attributes)
     _text(os, "type", "hvm", arch="x86_64", machine=config.machine)
     for tag, value in (("kernel", config.kernel), ("initrd", config.initrd), ("cmdline", config.command_line)):
         if value:
             _text(os, tag, value)
+    os.extend(firmware)
 
 
-def _cpu(root: ET.Element, config: DomainConfig) -> None:
+def _cpu(root: ET.Element, config: DomainConfig, before: Carried) -> None:
     if config.cpu_model in _CPU_MODES:
         cpu = ET.SubElement(root, "cpu", mode=config.cpu_model)
     else:
@@ -123,6 +126,7 @@ def _cpu(root: ET.Element, config: DomainConfig) -> None:
         _text(cpu, "model", config.cpu_model, fallback="forbid")
     sizes = {"sockets": config.sockets, "dies": 1, "cores": config.cores, "threads": config.threads}
     ET.SubElement(cpu, "topology", {name: str(size) for name, size in sizes.items()})
+    cpu.extend(before.cpu(config.cpu_model))
 
 
 def _devices(devices: ET.Element, config: DomainConfig, before: Carried) -> None:
@@ -142,7 +146,7 @@ def _devices(devices: ET.Element, config: DomainConfig, before: Carried) -> None
         devices.append(_agent(before))
     for tag, model in (("memballoon", "virtio"), ("rng", "virtio"), ("panic", "isa")):
         devices.append(_single(tag, model, before))
-    devices.extend(before.unspoken())
+    devices.extend(before.devices())
 
 
 def _endpoints(config: DomainConfig) -> int:
@@ -168,7 +172,7 @@ def _disk(disk: DiskConfig, order: int, before: Carried, names: dict[str, Iterat
         _text(element, "serial", disk.serial)
     ET.SubElement(element, "boot", order=str(order))
     ET.SubElement(element, "alias", name=disk.alias)
-    element.extend(before.disk_address(disk))
+    element.extend(before.disk(disk))
     return element
 
 

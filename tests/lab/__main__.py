@@ -8,8 +8,8 @@ from tests.lab import Lab, LabError, labs
 def _show(lab: Lab) -> None:
     print(f"{lab.name}: {lab.subnet}, {'up' if lab.is_up else 'not complete, or its machine was restarted'}")
     for host in lab.hosts:
-        stock = "  stock qemu.conf" if host.stock else ""
-        print(f"  {host.name}  {host.uri_tcp}  {host.uri_tls}  {host.host_uuid}{stock}")
+        notes = ["stock qemu.conf"] * host.stock + ["does not answer"] * (not host.answers())
+        print(f"  {host.name}  {host.uri_tcp}  {host.uri_tls}  {host.host_uuid}  {', '.join(notes)}".rstrip())
 
 
 def _parser() -> argparse.ArgumentParser:

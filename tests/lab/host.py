@@ -146,6 +146,16 @@ class Host:
         """The process that the host itself knows as `inner`."""
         return next((process for process in self.processes() if inner_pid(process) == inner), None)
 
+    @property
+    def libvirtd(self) -> Process | None:
+        """Its libvirtd, None when none runs."""
+        return self.daemon("libvirtd")
+
+    @property
+    def powered(self) -> bool:
+        """Whether it is on."""
+        return self._process(1) is not None
+
     def _running(self, name: str) -> Process:
         process = self.daemon(name)
         if process is None:
@@ -166,7 +176,9 @@ class Host:
     # Power, libvirtd, cable
 
     def power_on(self) -> None:
-        """Boot it; returns when libvirt answers."""
+        """Boot it, unless it is on; returns when libvirt answers."""
+        if self.powered:
+            return
         run_directory = self.directory / "run"
         shutil.rmtree(run_directory)  # as a real one, it starts empty
         run_directory.mkdir()
@@ -178,6 +190,19 @@ class Host:
         self._until((run_directory / "booted").exists, "boot", log)
         self.execute("virtlogd", "-d")
         self.start_libvirtd()
+
+    def heal(self) -> None:
+        """Undo every fault: on, joined, virtlogd and libvirtd running and answering, with the good certificate."""
+        self.install_certificate("good")
+        self.power_on()
+        self.join()
+        for name in ("virtlogd", "libvirtd"):
+            process = self.daemon(name)
+            if process:
+                process.signal(signal.SIGCONT)
+            else:
+                self.execute(name, "-d", *["--listen"] * (name == "libvirtd"))
+        self._until(self.answers, "libvirtd", self.directory / "log/libvirt/libvirtd.log")
 
     def power_off(self) -> None:
         """Pull its plug: every process ends at once, nothing answers at its address, /run is lost."""

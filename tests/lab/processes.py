@@ -87,13 +87,12 @@ def in_namespace(network: Path) -> list[Process]:
         inode = network.stat().st_ino
     except FileNotFoundError:
         return []
-    return [found for pid in Path("/proc").glob("[0-9]*") if (found := _member(int(pid.name), inode))]
+    return [found for folder in Path("/proc").glob("[0-9]*") if (found := _member(int(folder.name), inode))]
 
 
 def _member(pid: int, inode: int) -> Process | None:
     try:
-        process = Process.of(pid)
-        return process if os.stat(f"/proc/{pid}/ns/net").st_ino == inode else None
+        return Process.of(pid) if os.stat(f"/proc/{pid}/ns/net").st_ino == inode else None
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
 

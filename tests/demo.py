@@ -65,7 +65,7 @@ def up() -> None:
     _show(plane)
     step("All of it stays up. Go on exploring with:")
     print(f"    export KUBECONFIG={plane.kubeconfig}")
-    print(f"    export PATH=$PATH:{plane.binaries["kubectl"].parent}    # kubectl")
+    print(f"    export PATH=$PATH:{plane.binaries['kubectl'].parent}    # kubectl")
     print("    kubectl get vm,hv        kubectl describe vm first        kubectl explain vm.spec")
     print(f"    The operator's log: {operator.process.log}")
     print("    make demo-down removes every trace.\n")

@@ -21,9 +21,8 @@ class OperatorProcess:
     def __init__(self, directory: Path, kubeconfig: Path, *options: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.process = Process("operator", directory)
-        self._command = [
-            sys.executable, "-m", "homeostat", "run", "--kubeconfig", str(kubeconfig), "--namespace", NAMESPACE, "--listen", "", *options,
-        ]  # fmt: skip
+        words = f"-m homeostat run --kubeconfig {kubeconfig} --namespace {NAMESPACE} --listen".split()
+        self._command = [sys.executable, *words, "", *options]
 
     def start(self) -> None:
         """Start it, unless it runs."""

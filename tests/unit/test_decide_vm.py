@@ -202,7 +202,7 @@ def test_two_that_run_are_left_to_a_person() -> None:
 
 def test_deletion_needs_an_answer_from_every_candidate_or_a_field() -> None:
     gone: dict[str, Any] = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
-    assert decide(settled(**gone), view(host("a", DOWN)), NOW).say.reason == "DeletingWaitsForHost"
+    assert decide(settled(**gone), view(host("a", DOWN)), NOW).say.reason == "DeletingWaits"
     assert decide(settled(**gone), view(host("a", Absent())), NOW).action == act.RemoveFinalizer()
     assert decide(settled({"abandonHosts": ["a"]}, **gone), view(host("a", DOWN)), NOW).action == act.RemoveFinalizer()
     assert decide(settled(**gone), view(host("a", DOWN, released=True)), NOW).action == act.RemoveFinalizer()

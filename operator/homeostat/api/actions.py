@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be done, one effect each: one mutating request to one host or to the API server.
 
-The post-condition of each action is its second sentence. What an action returns decides nothing; its post-condition is looked for in
+The post-condition of each action is its second sentence. What an action returns decides nothing; its post-condition is
+looked for in
 the next pass.
 """
 
@@ -64,7 +65,10 @@ class DeleteVolume:
 
 @dataclass(frozen=True, slots=True)
 class Define:
-    """Define the domain, or redefine it keeping device addresses. Seen when the persistent definition shows config and owner."""
+    """Define the domain, or redefine it keeping device addresses.
+
+    Seen when the persistent definition shows config and owner.
+    """
 
     host: str
     uuid: str
@@ -75,7 +79,10 @@ class Define:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Write our metadata element into the live or the persistent definition. Seen when that definition shows this owner."""
+    """Write our metadata element into the live or the persistent definition.
+
+    Seen when that definition shows this owner.
+    """
 
     host: str
     uuid: str
@@ -142,7 +149,17 @@ class Undefine:
 
 
 HostAction = (
-    CreateVolume | DeleteVolume | Define | Mark | Start | Shutdown | Destroy | Suspend | Resume | DiscardManagedSave | Undefine
+    CreateVolume
+    | DeleteVolume
+    | Define
+    | Mark
+    | Start
+    | Shutdown
+    | Destroy
+    | Suspend
+    | Resume
+    | DiscardManagedSave
+    | Undefine
 )
 ObjectAction = RecordCandidates | AddFinalizer | RemoveFinalizer
 Action = HostAction | ObjectAction

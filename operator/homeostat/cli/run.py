@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime
 
 from homeostat.cli.endpoints import Endpoints
-from homeostat.hosts.libvirt_driver import LibvirtDriver
+from homeostat.hosts.libvirt_driver import DriverSettings, LibvirtDriver
 from homeostat.kube.http import HttpTransport
 from homeostat.kube.lease import Lease, LeaseLost
 from homeostat.kube.source import KopfSource
@@ -54,6 +54,16 @@ def _settings(args: argparse.Namespace) -> Settings:
     return replace(Settings(lease_seconds=args.lease_seconds), **changes)
 
 
+def _driver_settings(settings: Settings) -> DriverSettings:
+    return DriverSettings(
+        keepalive_interval=settings.keepalive_interval_seconds,
+        keepalive_count=settings.keepalive_count,
+        connect_timeout=settings.connect_timeout_seconds,
+        effect_threads=settings.host_calls,
+        deadline=settings.call_deadline_seconds,
+    )
+
+
 def now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
@@ -91,7 +101,7 @@ async def _work(args: argparse.Namespace, settings: Settings) -> None:
     log.info("using the API server at %s", transport.server)
     operator = Operator(
         transport=transport,
-        driver=LibvirtDriver(),
+        driver=LibvirtDriver(_driver_settings(settings)),
         source=KopfSource(args.kubeconfig, args.namespace),
         now=now,
         settings=settings,

@@ -116,7 +116,8 @@ def closed(reason: str, details: str) -> tuple[str, str] | None:
 
 def starts_blocked(reason: str, details: str) -> tuple[str, str] | None:
     """Why not even a VM that is defined there may be started: a row of reasons.VM."""
-    return (reason, details) if reason in ("DuplicateHost", "OutOfServiceButAnswering") else None
+    rows = {"DuplicateHost": "DuplicateHost", "OutOfServiceButAnswering": "HostAnswersAgain"}
+    return (rows[reason], details) if reason in rows else None
 
 
 def status(

@@ -12,6 +12,7 @@ from homeostat.decide.wanted import find_pool, memory_mib, storage_of, unsuited,
 
 # What is said when no host fits: the obstacle nearest to being overcome.
 _NEAREST = (
+    "HostsConnecting",
     "NoRoom",
     "NoHost",
     "DiskElsewhere",
@@ -109,7 +110,9 @@ def _closed(host: HostView) -> Say | None:
     if host.closed is None:
         return None
     reason, sentence = host.closed
-    return Say("NoHost", f"Hypervisor {host.name}: {reason}: {sentence}")
+    return Say(
+        "HostsConnecting" if reason == "Connecting" else "NoHost", f"Hypervisor {host.name}: {reason}: {sentence}"
+    )
 
 
 def _full(vm: VirtualMachine, host: HostView) -> Say | None:

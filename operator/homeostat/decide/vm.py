@@ -485,7 +485,7 @@ def _delete(case: Case) -> Decision:
         # Recorded before anything is removed: it says where the volumes are to be looked for afterwards.
         return _remove(case, place_) if _listed(vm, place_.host) else _record(case, [p.host for p in where.ours])
     if where.blind:
-        return Decision(Say("DeletingWaitsForHost", blindness(where).detail))
+        return Decision(Say("DeletingWaits", blindness(where).detail))
     return _remove_volumes(case) or _fresh(case) or Decision(Say("Deleting"), act.RemoveFinalizer())
 
 
@@ -525,7 +525,7 @@ def _remove_volumes_on(case: Case, host: HostView) -> Decision | None:
         if isinstance(there, Unknown):
             return Decision(
                 Say(
-                    "DeletingWaitsForHost",
+                    "DeletingWaits",
                     f"pool {pool.pool if pool else ''!r} on Hypervisor {host.name}: {there.message}; "
                     f"or set deletionPolicy Retain on disk {disk.name!r}",
                 ),

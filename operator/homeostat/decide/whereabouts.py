@@ -137,7 +137,7 @@ def _abandoned(vm: VirtualMachine, hypervisor: str) -> bool:
 def blindness(where: Whereabouts) -> Say:
     """What is said of the first host that cannot be asked."""
     name, unknown = where.blind[0]
-    known = {"HostNotAsked", "HypervisorMissing", "OutOfServiceButAnswering"}
+    known = {"HostNotAsked", "HypervisorMissing", "HostAnswersAgain"}
     since = f" since {unknown.since:%Y-%m-%dT%H:%M:%SZ}" if unknown.since else ""
     reason = unknown.reason if unknown.reason in known else "HostUnreachable"
     return Say(reason, f"Hypervisor {name} is unknown{since}: {unknown.message or unknown.reason}")

@@ -8,16 +8,18 @@ which one it talks to, and a method that changes a host is exactly one mutating 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from homeostat.api.observed import HostFacts, Pool, Volume
+from homeostat.api.observed import Credentials, HostFacts, Pool, Volume
 
 # Error numbers of libvirt (virterror.h) that are told apart here; every other number is passed on as it is.
 INTERNAL_ERROR, NO_MEMORY, NO_SUPPORT, NO_CONNECT, INVALID_ARG, OPERATION_FAILED = 1, 2, 3, 5, 8, 9
 SYSTEM_ERROR, RPC, NO_DOMAIN, NO_STORAGE_POOL, NO_STORAGE_VOL = 38, 39, 42, 49, 50
 OPERATION_INVALID, CONFIG_UNSUPPORTED, OPERATION_TIMEOUT, AUTH_FAILED = 55, 67, 68, 45
 STORAGE_VOL_EXIST, AGENT_UNRESPONSIVE = 90, 86
+
+__all__ = ["Connection", "Credentials", "DomainRow", "Driver", "Event", "HostError", "HostUnreachable"]
 
 
 class HostError(Exception):
@@ -29,15 +31,10 @@ class HostError(Exception):
 
 
 class HostUnreachable(HostError):
-    """The connection is not there, was lost, or did not answer in time. Whether the call was carried out is not known."""
+    """The connection is not there, was lost, or did not answer in time.
 
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Contents of a credentials Secret, by file name (ca.crt, tls.crt, tls.key). Never logged: repr shows no value."""
-
-    version: str = ""  # changes when the contents change
-    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    Whether the call was carried out is not known.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +127,10 @@ class Connection(Protocol):
         """Remove the managed-save image."""
 
     def subscribe(self, on_event: Callable[[Event], None], on_close: Callable[[str], None]) -> None:
-        """Have `on_event` called on the event loop for each event, `on_close` once when the connection is lost, with why."""
+        """Have `on_event` called on the event loop for each event, `on_close` once when the connection is lost.
+
+        With why.
+        """
 
     async def close(self) -> None:
         """End the connection; calls under way end with HostUnreachable."""
@@ -140,4 +140,7 @@ class Driver(Protocol):
     """Opens connections."""
 
     async def open(self, uri: str, credentials: Credentials | None) -> Connection:
-        """A connection that answers, or HostUnreachable with libvirt's words. May take as long as the host likes: wrap it."""
+        """A connection that answers, or HostUnreachable with libvirt's words.
+
+        May take as long as the host likes: wrap it.
+        """

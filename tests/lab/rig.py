@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A control plane, a lab and the real operator between them: what drills use, as a person would with kubectl."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.controlplane import ControlPlane
+from tests.lab.host import Host
+from tests.lab.lab import Lab
+from tests.operator_process import NAMESPACE, OperatorProcess
+
+ROOT = Path(__file__).parent.parent.parent
+SHORT = {
+    "resync_seconds": 10,
+    "host_resync_seconds": 2,
+    "sweep_seconds": 20,
+    "connect_timeout_seconds": 3,
+    "reconnect_seconds": 1,
+    "keepalive_interval_seconds": 1,
+    "keepalive_count": 3,
+}
+Object = dict[str, Any]
+
+
+class Rig:
+    """Everything a drill needs. Hosts are Hypervisors h1, h2, ... over plain TCP, in the order of the lab's hosts."""
+
+    def __init__(self, plane: ControlPlane, lab: Lab, directory: Path) -> None:
+        self.plane, self.lab, self.directory = plane, lab, directory
+        options = [f"--set={name}={value}" for name, value in SHORT.items()]
+        self.operator = OperatorProcess(directory, plane.kubeconfig, "--lease-seconds=0", *options)
+
+    def prepare(self) -> None:
+        """CRDs, the operator's namespace, a Hypervisor for each host; the operator is started."""
+        self.kubectl("apply", "-f", str(ROOT / "crds"))
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        for number, host in enumerate(self.lab.hosts, 1):
+            self.apply(hypervisor(f"h{number}", host.uri_tcp))
+        self.operator.start()
+        for number in range(1, len(self.lab.hosts) + 1):
+            self.until(lambda n=number: self.state("hv", f"h{n}") == "Ready", f"h{number} to be Ready")  # type: ignore[misc]
+
+    def restore(self) -> None:
+        """Bring back what a drill may have left.
+
+        Hosts that answer, Hypervisors as declared at first, a running operator.
+        """
+        for number, host in enumerate(self.lab.hosts, 1):
+            self._answering(host)
+            self.apply(hypervisor(f"h{number}", host.uri_tcp))
+        self.operator.start()
+        for number in range(1, len(self.lab.hosts) + 1):
+            self.until(lambda n=number: self.state("hv", f"h{n}") == "Ready", f"h{number} to be Ready")  # type: ignore[misc]
+
+    @staticmethod
+    def _answering(host: Host) -> None:
+        host.join()
+        if not host.processes():
+            host.power_on()
+        elif host.daemon("libvirtd") is None:
+            host.start_libvirtd()
+        else:
+            host.thaw_libvirtd()
+
+    def clean(self) -> None:
+        """Delete every VM and wait until no host has a domain of one; then forget volumes that were retained."""
+        self.restore()
+        self.kubectl("annotate", "vm", "--all", "-A", "homeostat.dev/reconcile-")
+        for line in self.kubectl(
+            "get", "vm", "-A", "--no-headers", "-o", "custom-columns=N:.metadata.namespace,M:.metadata.name"
+        ).splitlines():
+            namespace, name = line.split()
+            self.patch("vm", name, {"spec": {"terminationGracePeriodSeconds": 0}}, namespace)
+            self.delete("vm", name, namespace)
+            self.gone("vm", name, namespace)
+        for host in self.lab.hosts:
+            for domain in host.domains():
+                self._remove(host, domain.uuid)
+            for pool in ("default", "shared", "tiny"):
+                for volume in [name for name in host.volumes(pool) if "_" in name]:
+                    (host.pool_path(pool) / volume).unlink(missing_ok=True)
+
+    @staticmethod
+    def _remove(host: Host, uuid: str) -> None:
+        """A domain that no VM has: a drill made it, or a VM released it."""
+        if host.qemu_pid(uuid):
+            host.virsh("destroy", uuid)
+        if any(domain.uuid == uuid for domain in host.domains()):
+            host.virsh("undefine", "--managed-save", uuid)
+
+    # kubectl
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Output of kubectl; raises with its words when it fails."""
+        return self.plane.kubectl(*arguments, stdin=stdin)
+
+    def apply(self, *objects: Object) -> None:
+        """As kubectl apply does."""
+        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def patch(self, kind: str, name: str, patch: Object, namespace: str = "default") -> None:
+        """As kubectl patch --type merge does."""
+        self.kubectl("patch", kind, name, "-n", namespace, "--type", "merge", "-p", json.dumps(patch))
+
+    def delete(self, kind: str, name: str, namespace: str = "default") -> None:
+        """As kubectl delete --wait=false does."""
+        self.kubectl("delete", kind, name, "-n", namespace, "--wait=false")
+
+    def get(self, kind: str, name: str, namespace: str = "default") -> Object | None:
+        """The object, None when there is none."""
+        text = self.kubectl("get", kind, name, "-n", namespace, "--ignore-not-found", "-o", "json")
+        return dict(json.loads(text)) if text.strip() else None
+
+    def state(self, kind: str, name: str, namespace: str = "default") -> str | None:
+        """The word in status.state."""
+        return self._status(kind, name, namespace).get("state")
+
+    def reason(self, kind: str, name: str, namespace: str = "default") -> str | None:
+        """The word in status.reason."""
+        return self._status(kind, name, namespace).get("reason")
+
+    def condition(self, kind: str, name: str, type_: str, namespace: str = "default") -> Object:
+        """One condition; an empty one when it is not there."""
+        conditions = self._status(kind, name, namespace).get("conditions", [])
+        return next((each for each in conditions if each["type"] == type_), {})
+
+    def _status(self, kind: str, name: str, namespace: str) -> Object:
+        return dict((self.get(kind, name, namespace) or {}).get("status", {}))
+
+    # VMs
+
+    def vm(self, name: str, namespace: str = "default", **spec: Any) -> str:
+        """Create a VM (64 MiB, nothing to boot, force-stopped at once unless `spec` says otherwise).
+
+        Returns its UID.
+        """
+        whole = {"memory": {"size": "64Mi"}, "terminationGracePeriodSeconds": 0} | spec
+        self.apply(
+            {
+                "apiVersion": "homeostat.dev/v1alpha1",
+                "kind": "VirtualMachine",
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": whole,
+            }
+        )
+        return self.uuid(name, namespace)
+
+    def uuid(self, name: str, namespace: str = "default") -> str:
+        """UUID of a VM's domain."""
+        found = self.get("vm", name, namespace)
+        assert found is not None, f"there is no VM {name}"
+        return str(found["spec"].get("domainUUID") or found["metadata"]["uid"])
+
+    def running(self, name: str, namespace: str = "default", seconds: float = 60) -> Host:
+        """Wait until a VM is reported Running and its process is there; returns its host."""
+        uuid = self.uuid(name, namespace)
+        self.until(
+            lambda: self.state("vm", name, namespace) == "Running" and self.host_of(uuid), f"VM {name} to run", seconds
+        )
+        host = self.host_of(uuid)
+        assert host is not None
+        return host
+
+    def host_of(self, uuid: str) -> Host | None:
+        """The host that has a QEMU process of this domain."""
+        return next((host for host in self.lab.hosts if host.qemu_pid(uuid)), None)
+
+    def gone(self, kind: str, name: str, namespace: str = "default", seconds: float = 60) -> None:
+        """Wait until an object is gone."""
+        self.until(lambda: self.get(kind, name, namespace) is None, f"{kind} {name} to go", seconds)
+
+    def until(self, done: Callable[[], Any], what: str, seconds: float = 60) -> None:
+        """Wait for something of the world; AssertionError with the operator's last words when it does not come."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline:
+                state = self.kubectl("get", "vm,hv", "-A")
+                raise AssertionError(
+                    f"waited {seconds:.0f} s for {what}\n{state}\n{self.operator.process.last_words(30)}"
+                )
+            time.sleep(0.1)
+
+    def stays(self, holds: Callable[[], Any], what: str, seconds: float = 5) -> None:
+        """Check again and again that something stays true; AssertionError when it does not."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert holds(), f"{what}\n{self.operator.process.last_words(30)}"
+            time.sleep(0.2)
+
+
+def hypervisor(name: str, uri: str, **spec: Any) -> Object:
+    """A Hypervisor of the lab that lets every namespace use its pools default, shared, images, tiny and its bridge."""
+    everyone = {"allowedNamespaces": ["*"]}
+    pools = [
+        {"name": "local", "pool": "default"} | everyone,
+        {"name": "shared", "pool": "shared", "storageID": "lab-shared"} | everyone,
+        {"name": "images", "pool": "images", "storageID": "lab-images"} | everyone,
+        {"name": "tiny", "pool": "tiny"} | everyone,
+    ]
+    lan = {"name": "lan", "type": "Bridge", "bridge": {"name": "br0"}} | everyone
+    whole = {
+        "uri": uri,
+        "acceleration": "Emulation",
+        "reservedMemory": "256Mi",
+        "pools": pools,
+        "networks": [lan],
+    } | spec
+    return {"apiVersion": "homeostat.dev/v1alpha1", "kind": "Hypervisor", "metadata": {"name": name}, "spec": whole}
+
+
+def linux(command_line: str = "", **spec: Any) -> Object:
+    """The spec of a VM that boots the lab's Linux: 128 MiB, agent and ACPI, a console that says GUEST-UP."""
+    kernel = {
+        "pool": "images",
+        "kernel": "vmlinuz",
+        "initrd": "initrd",
+        "commandLine": f"console=ttyS0 quiet {command_line}".strip(),
+    }
+    return {
+        "memory": {"size": "128Mi"},
+        "boot": {"type": "Kernel", "kernel": kernel},
+        "terminationGracePeriodSeconds": 60,
+    } | spec

@@ -96,7 +96,7 @@ class HostInformer:
         self._name, self._driver, self._now, self._settings, self._on_change = name, driver, now, settings, on_change
         self._target: tuple[str, Credentials | None] | None = None
         self._expected = ""
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # the last one, and those before it that are ending
         self._attended: Connection | None = None  # the one whose callbacks count
         self._cache = DomainCache()
         self._wake = asyncio.Event()
@@ -116,14 +116,18 @@ class HostInformer:
             self.connection = self._attended = None
             self.answer = replace(self.answer, reachable=None, since=self._now(), reason="", message="")
         self._target, self._failures = (uri, credentials), 0
-        self._task = asyncio.create_task(self._run(uri, credentials, self._task), name=f"informer-{self._name}")
+        for before in self._tasks:
+            before.cancel()
+        task = asyncio.create_task(self._run(uri, credentials, frozenset(self._tasks)), name=f"informer-{self._name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """End; the connection is closed."""
-        task, self._task = self._task, None
-        if task is not None:
+        for task in self._tasks:
             task.cancel()
-            await asyncio.wait({task})
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def look(self, uuid: str, name: str) -> LookAnswer:
         """Ask the host now about one domain. The cache gets what it said; never raises."""
@@ -144,10 +148,9 @@ class HostInformer:
 
     # The life of a connection
 
-    async def _run(self, uri: str, credentials: Credentials | None, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            before.cancel()
-            await asyncio.wait({before})
+    async def _run(self, uri: str, credentials: Credentials | None, before: frozenset[asyncio.Task[None]]) -> None:
+        if before:
+            await asyncio.wait(before)
         while True:
             try:
                 await self._attend(uri, credentials)

@@ -16,7 +16,7 @@ from homeostat.hosts import driver
 from homeostat.hosts.driver import Credentials, DomainRow, Event, HostError, HostUnreachable
 from tests.simulation import libvirt_xml
 from tests.simulation.effects import Call, Effects, Life, done_with, forever, read, write
-from tests.simulation.hypervisor import Record
+from tests.simulation.hypervisor import Record, check_agent
 from tests.simulation.machine import Machine
 
 T = TypeVar("T")
@@ -197,9 +197,7 @@ class SimulatedConnection:
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
         async def ask() -> list[tuple[str, str, str]]:
             process = await self.host.monitor(self.host.find(uuid))
-            if not process.agent_connected:
-                what = "Guest agent is not responding: QEMU guest agent is not connected"
-                raise HostError(driver.AGENT_UNRESPONSIVE, what, 10)
+            check_agent(process)
             macs = [mac.get("address", "") for mac in process.live.iterfind("devices/interface/mac")]
             return [(f"eth{n}", mac, f"198.51.100.{process.pid % 200 + n}") for n, mac in enumerate(macs)]
 
@@ -225,7 +223,7 @@ class SimulatedConnection:
         async def work() -> None:
             self.host.pool(pool).create(xml)
 
-        await self._call("create_volume", work, libvirt_xml.parse(xml).findtext("name") or pool)
+        await self._call("create_volume", work, libvirt_xml.called(xml))
 
     async def delete_volume(self, pool: str, name: str) -> None:
         async def work() -> None:
@@ -234,7 +232,7 @@ class SimulatedConnection:
         await self._call("delete_volume", work, name)
 
     async def define(self, xml: str) -> None:
-        target = libvirt_xml.name_of(libvirt_xml.parse(xml))
+        target = libvirt_xml.called(xml)
         await self._call("define", lambda: self.host.define(xml), target)
 
     async def create(self, uuid: str, *, paused: bool) -> None:

@@ -23,8 +23,15 @@ UNITS = {"b": 1, "bytes": 1, "KB": 1000, "k": 1024, "KiB": 1024, "MB": 10**6, "M
 UNITS |= {"GB": 10**9, "G": 2**30, "GiB": 2**30}
 
 
+XML_ERROR, XML_DETAIL, CONFIG_UNSUPPORTED, XML_INVALID_SCHEMA = 27, 35, 67, 92
+
+
 class Invalid(ValueError):
-    """libvirt refuses this XML; the text is what it says."""
+    """Libvirt refuses this XML; the text is what it says, `code` its number for it."""
+
+    def __init__(self, what: str, code: int = XML_ERROR) -> None:
+        super().__init__(what)
+        self.code = code
 
 
 def parse(text: str) -> Element:
@@ -32,7 +39,7 @@ def parse(text: str) -> Element:
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise Invalid(f"(domain_definition):1: {error}") from None
+        raise Invalid(f"(domain_definition):1: {error}", XML_DETAIL) from None
     for element in root.iter():
         if element.text is not None and not element.text.strip():
             element.text = None
@@ -52,6 +59,14 @@ def name_of(root: Element) -> str:
     return root.findtext("name") or ""
 
 
+def called(text: str) -> str:
+    """The name that XML gives to a domain or volume; a question mark where that cannot be told."""
+    try:
+        return name_of(parse(text)) or "?"
+    except Invalid:
+        return "?"
+
+
 def uuid_of(root: Element) -> str:
     """The domain's UUID."""
     return root.findtext("uuid") or ""
@@ -62,13 +77,15 @@ def defined(text: str) -> Element:
     root = parse(text)
     if root.tag != "domain":
         raise Invalid(f"unexpected root element <{root.tag}>, expecting <domain>")
+    if unknown := [each.tag for each in root if each.tag not in ORDER]:
+        raise Invalid(f"Extra element {unknown[0]} in interleave", XML_INVALID_SCHEMA)
     if not name_of(root) or "/" in name_of(root):
         raise Invalid(f"name {name_of(root)} cannot contain '/'" if name_of(root) else "missing name for domain")
     _memory(root)
     _machine(root)
     _defaults(root)
     _devices(root)
-    root[:] = sorted(root, key=lambda each: ORDER.index(each.tag) if each.tag in ORDER else len(ORDER))
+    root[:] = sorted(root, key=lambda each: ORDER.index(each.tag))
     return root
 
 
@@ -131,7 +148,7 @@ def _refuse_shared_aliases(devices: Element) -> None:
     aliases = [each.get("name", "") for each in devices.iterfind("*/alias") if each.get("name", "").startswith("ua-")]
     for alias in aliases:
         if aliases.count(alias) > 1:
-            raise Invalid(f"non unique alias detected: {alias}")
+            raise Invalid(f"non unique alias detected: {alias}", CONFIG_UNSUPPORTED)
 
 
 def _own_aliases_only(element: Element) -> None:

@@ -69,9 +69,9 @@ class PoolView:
         self.storage = storage
 
     def volumes(self) -> list[Volume]:
-        """What libvirt shows. OPERATION_INVALID when the pool is not active."""
+        """What libvirt shows, less what proves to be gone. OPERATION_INVALID when the pool is not active."""
         self.check_active()
-        return list(self.cached.values())
+        return [volume for volume in self.cached.values() if volume.name in self.storage.files]
 
     def check_active(self) -> None:
         """Raises what libvirt says of a pool that is not active."""
@@ -84,6 +84,11 @@ class PoolView:
         self.check_active()
         root = libvirt_xml.parse(text)
         name = root.findtext("name") or ""
+        if not name:
+            raise HostError(libvirt_xml.XML_ERROR, "XML error: missing volume name element", 18)
+        if "/" in name:
+            what = f"Requested operation is not valid: volume name '{name}' cannot contain '/'"
+            raise HostError(driver.OPERATION_INVALID, what, 18)
         if name in self.cached:
             raise HostError(driver.STORAGE_VOL_EXIST, f"storage volume '{name}' exists already", 18)
         if name in self.storage.files:

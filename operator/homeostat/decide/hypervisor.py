@@ -144,13 +144,18 @@ def status(
         capacity=Capacity(cpus=facts.cpus, memory_mib=facts.memory_mib) if facts else old.capacity,
         allocated=Allocated(cpus=claims.cpus, memory_mib=claims.memory_mib, domains=claims.domains),
         emulator=old.emulator,
-        cpu_models=facts.cpu_models[:200] if facts else old.cpu_models,
+        cpu_models=_cpu_models(hypervisor, facts) if facts else old.cpu_models,
         pools=_pools(hypervisor, facts),
         networks=_networks(hypervisor, facts),
         foreign_domains=foreign,
         orphans=orphans,
         holds=claims.holds[:MOST_LISTED] if hypervisor.metadata.deletion_timestamp else (),
     )
+
+
+def _cpu_models(hypervisor: Hypervisor, facts: HostFacts) -> tuple[str, ...]:
+    models = facts.emulated_cpu_models if hypervisor.spec.acceleration == "Emulation" else facts.cpu_models
+    return models[:200]
 
 
 def pinned(hypervisor: Hypervisor, answer: HostAnswer) -> str | None:

@@ -98,10 +98,11 @@ def capacity(host: HostView) -> tuple[int, int]:
 
 
 def _no_cpu(vm: VirtualMachine, host: HostView) -> Say | None:
-    model = vm.spec.cpu.model
-    if not model or host.facts is None or model in ("host-model", "host-passthrough") or not host.facts.cpu_models:
+    model, facts = vm.spec.cpu.model, host.facts
+    if not model or facts is None:
         return None
-    if model in host.facts.cpu_models:
+    usable = facts.emulated_cpu_models if host.spec.acceleration == "Emulation" else facts.cpu_models
+    if not usable or model in usable:
         return None
     return Say("UnknownCPUModel", f"spec.cpu.model is {model!r}, which Hypervisor {host.name} cannot run")
 

@@ -3,19 +3,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Literal, cast
 
 from homeostat.api import reasons
 from homeostat.api.meta import Condition, set_condition
 from homeostat.api.observed import ACTIVE_STATES, Domain, DomainConfig, Unknown
-from homeostat.api.virtualmachine import DiskStatus, DomainStatus, StartFailures, VirtualMachine, VirtualMachineStatus
+from homeostat.api.virtualmachine import (
+    Address,
+    DiskStatus,
+    DomainStatus,
+    StartFailures,
+    VirtualMachine,
+    VirtualMachineStatus,
+)
 from homeostat.decide import backoff, runstrategy, wanted
 from homeostat.decide.view import Decision, HostView, VMView
 from homeostat.decide.whereabouts import Whereabouts, locate
 
 Truth = Literal["True", "False", "Unknown"]
-MAX_PENDING = 32
+MAX_PENDING, MAX_ADDRESSES = 32, 64
 
 
 def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) -> VirtualMachineStatus:
@@ -32,7 +40,7 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
         host=_host_name(vm, where, host),
         domain=_domain(vm, domain, where, now),
         conditions=_conditions(vm, decision, domain, pending, now),
-        addresses=old.addresses if domain and domain.active else (),
+        addresses=_addresses(vm, view, domain),
         disks=_disks(vm, host, domain),
         start_failures=_failures(vm, decision, now),
         machine_type=_canonical(domain, old.machine_type),
@@ -128,6 +136,21 @@ def _disks(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -> 
     return tuple(rows)
 
 
+def _addresses(vm: VirtualMachine, view: VMView, domain: Domain | None) -> tuple[Address, ...]:
+    """The guest's addresses but for those of its loopback, under the names the spec gives its interfaces."""
+    if domain is None or not domain.active:
+        return ()
+    if not view.addresses:
+        return vm.status.addresses
+    names = {wanted.mac_address(vm, nic): nic.name for nic in vm.spec.interfaces}
+    rows = [
+        Address(interface=names.get(mac.lower(), name), ip=ip, mac=mac or None)
+        for name, mac, ip in view.addresses
+        if name != "lo"
+    ]
+    return tuple(rows[:MAX_ADDRESSES])
+
+
 def _failures(vm: VirtualMachine, decision: Decision, now: datetime) -> StartFailures | None:
     old = vm.status.start_failures
     if decision.settled or (decision.say.reason in ("Halted", "StoppedAsAsked", "Finished")):
@@ -159,8 +182,6 @@ def _pending(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -
 
 
 def _keep_machine(config: DomainConfig, live: DomainConfig) -> DomainConfig:
-    from dataclasses import replace
-
     return replace(config, machine=live.machine) if config.machine == "q35" else config
 
 

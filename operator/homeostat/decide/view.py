@@ -57,6 +57,8 @@ class VMView:
     fresh: bool = False
     asked_seconds_ago: float | None = None
     failure: Failure | None = None
+    addresses: tuple[tuple[str, str, str], ...] = ()
+    """(interface in the guest, MAC, IP address) as the guest agent said last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from homeostat.api.hypervisor import HostNetwork, HostPool, HypervisorSpec
 from homeostat.api.meta import parse_quantity
-from homeostat.api.observed import DiskConfig, Domain, DomainConfig, HostFacts, NicConfig
+from homeostat.api.observed import DiskConfig, Domain, DomainConfig, NicConfig
 from homeostat.api.virtualmachine import Disk, Interface, VirtualMachine
 from homeostat.decide.view import HostView, Say
 
@@ -149,13 +149,20 @@ def _libvirt_pool(host: HostView, logical: str) -> str:
     return pool.pool if pool else ""
 
 
+def default_cpu_model(host: HostView) -> str:
+    """The model for a VM that names none, under the acceleration this Hypervisor gives its guests."""
+    if host.facts is None:
+        return ""
+    emulated = host.spec.acceleration == "Emulation"
+    return (host.facts.emulated_cpu_model if emulated else "") or host.facts.default_cpu_model
+
+
 def config(vm: VirtualMachine, host: HostView, domain: Domain | None) -> DomainConfig:
     """The configuration that the VM's spec means on this host. The host has to have been found suitable first.
 
     The machine type and the CPU model stay what they were at the first definition: both are part of what the guest
     sees.
     """
-    facts = host.facts or HostFacts("", "", "", "", 0, 0)
     seen = (domain.inactive or domain.live) if domain else None
     kernel = vm.spec.boot.kernel
     return DomainConfig(
@@ -166,7 +173,7 @@ def config(vm: VirtualMachine, host: HostView, domain: Domain | None) -> DomainC
         cpu_model=vm.spec.cpu.model
         or vm.status.cpu_model
         or (seen.cpu_model if seen else "")
-        or facts.default_cpu_model,
+        or default_cpu_model(host),
         machine=vm.status.machine_type or (seen.machine if seen else "") or vm.spec.machine.type,
         acceleration=host.spec.acceleration,
         kernel=_path(host, kernel.pool, kernel.kernel) if kernel else "",

@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import replace
 
 from homeostat.api.hypervisor import Hypervisor
+from homeostat.api.meta import FINALIZER
 from homeostat.api.observed import Absent, Answer, HostAnswer, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
@@ -48,8 +49,6 @@ def _host_view(fleet: Fleet, key: Key, hypervisor: Hypervisor, uuid: str) -> Hos
 
 def _not_admitted(hypervisor: Hypervisor) -> tuple[str, str] | None:
     """A Hypervisor takes VMs once its own reconcile has pinned its identity and holds it by a finalizer."""
-    from homeostat.api.meta import FINALIZER
-
     if hypervisor.status.host_uuid and FINALIZER in hypervisor.metadata.finalizers:
         return None
     return "Connecting", "its identity is being recorded"

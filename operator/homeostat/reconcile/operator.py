@@ -54,7 +54,7 @@ class Operator:
         hypervisor = HypervisorReconciler(
             self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._driver, self._host_changed
         )
-        vm = VMReconciler(self.client, self.fleet, self._recorder, self.settings, self._now, cluster)
+        vm = VMReconciler(self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._wake_vm)
         resync = self.settings.resync_seconds
         self.hypervisors = Controller(
             "hypervisor", hypervisor.reconcile, keys=self._hypervisor_keys, workers=4, resync_seconds=resync
@@ -125,6 +125,10 @@ class Operator:
         for name in hosts & self.fleet.hypervisors.keys():
             self.hypervisors.queue.add(("", name))
         for key in self.fleet.waiting():
+            self.vms.queue.add(key)
+
+    def _wake_vm(self, key: Key) -> None:
+        if self.vms is not None:
             self.vms.queue.add(key)
 
     def _host_changed(self, hypervisor: str, uuids: set[str] | None) -> None:

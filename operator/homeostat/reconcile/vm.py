@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER
+from homeostat.api.observed import Present
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import report
 from homeostat.decide.view import Decision, Failure, VMView
@@ -22,6 +24,7 @@ from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
 from homeostat.kube.transport import ApiError, ApiUnreachable
 from homeostat.reconcile import observe
+from homeostat.reconcile.addresses import AddressBook
 from homeostat.reconcile.fleet import Fleet
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime.controller import Key, Result, Retry
@@ -43,9 +46,11 @@ class VMReconciler:
         settings: Settings,
         now: Callable[[], datetime],
         cluster: str,
+        wake: Callable[[Key], None],
     ) -> None:
         self._client, self._fleet, self._recorder = client, fleet, recorder
         self._settings, self._now, self._cluster = settings, now, cluster
+        self._addresses = AddressBook(settings.sweep_seconds, wake)
         self._asked: dict[Key, float] = {}  # when the guest was last asked to power off
         self._failed: dict[Key, Failure] = {}  # the last action that raised, until a decision has counted it
         self._unwritten: dict[Key, float] = {}  # since when status differs from what is written, by a passing state
@@ -58,6 +63,7 @@ class VMReconciler:
         vm = VirtualMachine.model_validate(seen)
         self._fleet.note_vm(key, vm)
         view, decision = await self._decide(key, vm)
+        self._ask_addresses(key, view)
         acted = await self._perform(key, vm, seen, decision)
         if isinstance(decision.action, act.RemoveFinalizer):
             return Result()
@@ -77,6 +83,17 @@ class VMReconciler:
         self._fleet.note_vm(key, None)
         for memory in (self._asked, self._failed, self._unwritten):
             memory.pop(key, None)
+        self._addresses.forget(key)
+
+    def _ask_addresses(self, key: Key, view: VMView) -> None:
+        """Ask the agent of a guest that has one; forget what one said that is gone."""
+        for name, host in view.hosts.items():
+            if isinstance(host.answer, Present) and host.answer.domain.agent_connected:
+                informer = self._fleet.informers.get(name)
+                if informer is not None and informer.connection is not None:
+                    self._addresses.ask(key, host.answer.domain.uuid, informer.connection)
+                return
+        self._addresses.forget(key)
 
     async def _decide(self, key: Key, vm: VirtualMachine) -> tuple[VMView, Decision]:
         """Decide on what the caches say; where that would change a host, ask the hosts and decide again."""
@@ -96,11 +113,9 @@ class VMReconciler:
         return view, decision
 
     def _with_memory(self, key: Key, view: VMView) -> VMView:
-        from dataclasses import replace
-
         asked = self._asked.get(key)
         ago = None if asked is None else asyncio.get_running_loop().time() - asked
-        return replace(view, asked_seconds_ago=ago, failure=self._failed.get(key))
+        return replace(view, asked_seconds_ago=ago, failure=self._failed.get(key), addresses=self._addresses.of(key))
 
     async def _perform(self, key: Key, vm: VirtualMachine, seen: Object, decision: Decision) -> Object:
         """Carry out the action, if any; returns the object as it is after it. What it returned proves nothing."""

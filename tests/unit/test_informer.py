@@ -59,7 +59,7 @@ class Host:
     silent_opens: bool = False
     pending: int = 0  # attempts under way
     connections: list[Link] = field(default_factory=list)
-    before_answer: Callable[[str], None] = lambda call: None
+    held: dict[str, asyncio.Event] = field(default_factory=dict)  # replies that are on their way for as long
 
     def put(self, one: DomainRow, request: str = "", tell: bool = True) -> None:
         self.rows[one.uuid] = one
@@ -110,6 +110,8 @@ class Link:
         await asyncio.sleep(0.001)
         if self.host.silent is not None:
             await self.host.silent.wait()
+        if call in self.host.held:
+            await self.host.held[call].wait()
         if self.closed:
             raise HostUnreachable(SYSTEM_ERROR, self.closed, 7)
         if call in self.host.answering:
@@ -125,7 +127,6 @@ class Link:
     async def domains(self) -> list[DomainRow]:
         rows = list(self.host.rows.values())
         await self._ask("domains")
-        self.host.before_answer("domains")
         return rows
 
     async def domain(self, uuid: str) -> DomainRow | None:
@@ -444,30 +445,29 @@ async def test_a_look_that_the_host_refuses_is_unknown(host: Host, informer: Wat
 
 @drill
 async def test_a_list_begun_before_a_look_does_not_undo_it(host: Host, informer: Watched) -> None:
-    looks: list[asyncio.Task[LookAnswer]] = []
-
-    def change(_call: str) -> None:  # the list is made, its reply is on the way
-        if not looks:
-            host.put(row(A, "Shutoff", "Crashed"), tell=False)
-            host.put(row(B), tell=False)
-
-    async def look_meanwhile() -> None:
-        while not looks:
-            await asyncio.sleep(0.0005)
-            if host.rows[A].reason == "Crashed":
-                looks.extend(asyncio.create_task(informer.look(uuid, "")) for uuid in (A, B))
-
-    host.before_answer = change
-    host.silent = asyncio.Event()  # both the list and the looks wait for their replies
-    await asyncio.sleep(30)
-    host.silent.set()
-    host.silent = None
-    await look_meanwhile()
-    for look in looks:
-        assert isinstance((await look).answer, Present)
+    host.held["domains"] = asyncio.Event()
+    await asyncio.sleep(31)  # a list was made, its reply is on the way
+    assert host.asked["domains"] == 2
+    host.put(row(A, "Shutoff", "Crashed"), tell=False)
+    host.put(row(B), tell=False)
+    for uuid in (A, B):
+        assert isinstance((await informer.look(uuid, "")).answer, Present)
+    host.held.pop("domains").set()
     await asyncio.sleep(0.1)
     assert informer.answer.domains[A].reason == "Crashed"
     assert B in informer.answer.domains
+
+
+@drill
+async def test_a_look_at_a_host_that_is_no_longer_the_expected_one_is_unknown(host: Host, informer: Watched) -> None:
+    host.held["domain_named"] = asyncio.Event()
+    look = asyncio.create_task(informer.look(A, "ns_a"))
+    await asyncio.sleep(0.1)
+    host.held["domain_named"].set()
+    informer.configure(URI, None, "host-2")
+    answer = (await look).answer
+    assert isinstance(answer, Unknown)
+    assert answer.reason == "IdentityMismatch"
 
 
 @drill

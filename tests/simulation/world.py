@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
+import traceback
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from dataclasses import replace
@@ -270,7 +272,8 @@ class _Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         life = current.get()
         if life is None or life.alive:
-            self._effects.violated(f"logged as an error: {record.getMessage()}")
+            where = traceback.format_exc(limit=-3) if sys.exc_info()[0] is not None else ""
+            self._effects.violated(f"logged as an error: {record.getMessage()}\n{where}")
 
 
 def _task_of_its_life(

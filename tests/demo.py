@@ -149,7 +149,9 @@ def _console(lab: Lab, plane: ControlPlane, seconds: float = 60) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the guest did not come up within {seconds:.0f} s; its console says: {text[-500:]}")
         time.sleep(0.2)
-    print(_indented("\n".join(text.replace("\r", "").strip().splitlines()[-5:])))
+    lines = text.replace("\r", "").splitlines()
+    up = max(number for number, line in enumerate(lines) if "GUEST-UP" in line)
+    print(_indented("\n".join(lines[max(0, up - 3) : up + 1])))
 
 
 def _indented(text: str) -> str:

@@ -57,6 +57,7 @@ class Fleet:
     vms: dict[Key, VirtualMachine] = field(default_factory=dict)
     _keys: dict[str, Key] = field(default_factory=dict)  # domain UUID -> VM
     _claims: dict[Key, Claim] = field(default_factory=dict)
+    _assumed: dict[Key, frozenset[str]] = field(default_factory=dict)
     _cpus: Counter[str] = field(default_factory=Counter)  # host UUID -> CPUs claimed by VMs
     _memory: Counter[str] = field(default_factory=Counter)
     _names: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # host UUID -> Hypervisors
@@ -68,16 +69,25 @@ class Fleet:
         if old is not None:
             self._keys.pop(wanted.domain_uuid(old), None)
         if vm is None:
+            self._assumed.pop(key, None)
             self._claim(key, None)
             return
         self.vms[key] = vm
         self._keys[wanted.domain_uuid(vm)] = key
         hosts = frozenset(candidate.host_uuid for candidate in vm.status.candidates)
-        self._claim(key, Claim(hosts, wanted.vcpus(vm), wanted.memory_mib(vm)))
+        if hosts:
+            self._assumed.pop(key, None)
+        # A late event may show the VM as it was before it was given a host: it counts there all the same.
+        self._claim(key, Claim(hosts or self._assumed.get(key, hosts), wanted.vcpus(vm), wanted.memory_mib(vm)))
 
     def assume(self, key: Key, vm: VirtualMachine, hosts: frozenset[str]) -> None:
         """Count a VM on hosts it was just given, before the API server has the list."""
+        self._assumed[key] = hosts
         self._claim(key, Claim(hosts, wanted.vcpus(vm), wanted.memory_mib(vm)))
+
+    def drop_assumption(self, key: Key) -> None:
+        """The list could not be written: the next look at the VM says where it counts."""
+        self._assumed.pop(key, None)
 
     def _claim(self, key: Key, claim: Claim | None) -> None:
         old = self._claims.pop(key, None)

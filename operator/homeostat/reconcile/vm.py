@@ -144,6 +144,7 @@ class VMReconciler:
                 case act.RemoveFinalizer():
                     written = await self._client.remove_finalizer(VirtualMachine, seen, FINALIZER)
         except (ApiError, ApiUnreachable) as error:
+            self._fleet.drop_assumption(key)
             raise Retry(f"{type(action).__name__}: {error}") from error
         self._fleet.note_vm(key, VirtualMachine.model_validate(written))
         return written

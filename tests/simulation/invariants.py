@@ -173,10 +173,11 @@ class Invariants:
         says = {each["type"]: each for each in status.get("conditions", [])}
         there = self.world.ledger.running(_uuid(vm))
         ready = says.get("Ready", {})
+        running = says.get("Running", {}).get("status")
         found = []
-        if (says.get("Running", {}).get("status") == "True") != bool(there) and says["Running"]["status"] != "Unknown":
+        if running in ("True", "False") and (running == "True") != any(process.cpus_since for process in there):
             found.append(f"Running is {says['Running']}, its processes are {[str(p) for p in there]}")
-        if there and says.get("Running", {}).get("status") == "True" and status.get("host") != there[0].host:
+        if there and running == "True" and status.get("host") != there[0].host:
             found.append(f"status.host is {status.get('host')}, and it runs on {there[0].host}")
         if ready.get("status") == "True":
             found += self._as_specified(vm, bool(there), bool(there and there[0].cpus_since))

@@ -35,6 +35,8 @@ from tests.simulation.storage import Storage
 
 PLURALS = {short: plural for plural, short in SHORT.items()} | {"secret": "secrets", "namespace": "namespaces"}
 POLL_SECONDS = 0.25
+REST_SECONDS = 40.0
+"""Longer than the time between two bulk lists of a host, and between two writes of figures."""
 
 
 class World:
@@ -225,6 +227,26 @@ class World:
         """Lets time pass."""
         await asyncio.sleep(seconds)
         self.check()
+
+    async def rest(self, quiet: float = 0.0) -> None:
+        """Lets the world come to rest, and checks that it is what the specs name and, for so long, that it is quiet."""
+        await self.settle(REST_SECONDS)
+        self.invariants.at_rest()
+        if quiet:
+            await self.invariants.quiet(quiet)
+
+    async def running(self, name: str, deadline: float = 60.0) -> None:
+        """Lets time pass until a VM is Ready and has a process."""
+        await self.run_until(lambda: self.ready(name) and self.process(name), deadline, f"{name} running")
+
+    async def gone(self, name: str, deadline: float = 300.0) -> None:
+        """Lets time pass until a VM's object is gone."""
+        await self.run_until(lambda: self.get("vm", name) is None, deadline, f"{name} gone")
+
+    def status(self, name: str, kind: str = "vm") -> Object:
+        """The status of an object."""
+        found: Object = (self.get(kind, name) or {}).get("status", {})
+        return found
 
     # Faults and what must hold ----------------------------------------------------------------------------------------
 

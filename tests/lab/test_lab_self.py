@@ -3,38 +3,23 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab import Host, Lab, LabError, Process
+from tests.lab.bare import DISK, agent_answers, answers_in_time, boot, define, eventually, new_disk, state
 from tests.lab.lab import STATE
 from tests.lab.processes import run
 
 pytestmark = pytest.mark.lab
-
-DOMAIN = """<domain type='qemu'>
-  <name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='q35'>hvm</type>{boot}</os>
-  <features><acpi/></features>
-  <devices>{disk}
-    <interface type='bridge'><source bridge='br0'/><model type='virtio'/></interface>
-    <serial type='pty'><log file='/var/log/libvirt/qemu/{uuid}-console.log' append='on'/></serial>
-    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
-  </devices>
-</domain>"""
-KERNEL = """<kernel>/var/lib/libvirt/base/vmlinuz</kernel><initrd>/var/lib/libvirt/base/initrd</initrd>
-<cmdline>console=ttyS0 quiet {arguments}</cmdline>"""
-DISK = """<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{path}'/>
-<target dev='vda' bus='virtio'/><serial>root</serial></disk>"""
 
 
 @pytest.fixture(scope="module")
@@ -50,45 +35,6 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(params=[0, 1], ids=["plain", "stock"])
 def host(lab: Lab, request: pytest.FixtureRequest) -> Host:
     return lab.hosts[int(request.param)]
-
-
-def eventually(condition: Callable[[], object], what: str, timeout: float = 30) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.05)
-
-
-def define(host: Host, arguments: str | None = None, disk: str = "", memory: int = 64, known: str = "") -> str:
-    """Define a domain, blank unless it gets kernel arguments; returns its UUID."""
-    domain = known or str(uuid.uuid4())
-    boot = "" if arguments is None else KERNEL.format(arguments=arguments)
-    file = host.directory / "domain.xml"
-    file.write_text(DOMAIN.format(name=f"d-{domain[:8]}", uuid=domain, memory=memory, boot=boot, disk=disk))
-    host.virsh("define", str(file))
-    return domain
-
-
-def boot(host: Host, arguments: str = "", disk: str = "") -> str:
-    """Start a domain with the lab's guest; returns its UUID once the guest is up."""
-    domain = define(host, arguments, disk, memory=128)
-    host.virsh("start", domain)
-    eventually(lambda: "GUEST-UP" in host.console(domain), "guest up")
-    return domain
-
-
-def new_disk(host: Host, pool: str = "default", size: str = "16M") -> str:
-    name = f"{uuid.uuid4()}.raw"
-    host.virsh("vol-create-as", pool, name, size, "--format", "raw")
-    return DISK.format(format="raw", path=host.virsh("vol-path", name, "--pool", pool).strip())
-
-
-def state(host: Host, domain: str) -> str:
-    return host.virsh("domstate", "--reason", domain).strip()
-
-
-def answers_in_time(host: Host) -> bool:
-    return bool(run("timeout", "1", "virsh", "-q", "-c", host.uri_tcp, "uri", check=False))
 
 
 # Hosts
@@ -190,23 +136,16 @@ def test_guest_boots_sees_its_disk_answers_its_agent_and_obeys_acpi(host: Host) 
     host.virsh("vol-create-as", "default", overlay, "8M", "--format", "qcow2", *base)
     domain = boot(host, disk=DISK.format(format="qcow2", path=f"/var/lib/libvirt/images/{overlay}"))
     assert "DISK vda size=16384 serial=root head=HOMEOSTAT-BASE" in host.console(domain)
-    eventually(lambda: run_agent(host, domain), "agent")
+    eventually(lambda: agent_answers(host, domain), "agent")
     host.virsh("shutdown", domain, "--mode", "acpi")
     eventually(lambda: host.qemu_pid(domain) is None, "powered off by ACPI", 15)
     assert state(host, domain) == "shut off (shutdown)"
 
 
-def run_agent(host: Host, domain: str) -> bool:
-    try:
-        return host.virsh("qemu-agent-command", domain, '{"execute":"guest-ping"}').strip() == '{"return":{}}'
-    except LabError:
-        return False
-
-
 def test_guest_obeys_its_agent(lab: Lab) -> None:
     host = lab.hosts[0]
     domain = boot(host)
-    eventually(lambda: run_agent(host, domain), "agent")
+    eventually(lambda: agent_answers(host, domain), "agent")
     host.virsh("shutdown", domain, "--mode", "agent")
     eventually(lambda: host.qemu_pid(domain) is None, "powered off by its agent", 15)
 
@@ -215,7 +154,7 @@ def test_guest_obeys_its_agent(lab: Lab) -> None:
 def test_stubborn_guest_hears_and_stays(lab: Lab, mode: str) -> None:
     host = lab.hosts[0]
     domain = boot(host, "homeostat.stubborn=1")
-    eventually(lambda: run_agent(host, domain), "agent")
+    eventually(lambda: agent_answers(host, domain), "agent")
     run("timeout", "3", "virsh", "-q", "-c", host.uri_tcp, "shutdown", domain, "--mode", mode, check=False)
     eventually(lambda: "SHUTDOWN-REQUEST" in host.console(domain), "request heard")
     time.sleep(2)
@@ -245,100 +184,6 @@ def test_guest_reboots_in_the_same_process(lab: Lab) -> None:
     eventually(lambda: host.console(domain).count("GUEST-UP") >= 2, "second boot")
     assert host.qemu_pid(domain) == pid
     host.virsh("destroy", domain)
-
-
-# The recorder
-
-
-def test_a_life_is_recorded_from_start_to_end(lab: Lab, host: Host) -> None:
-    domain, before = define(host), time.time()
-    host.virsh("start", domain)
-    pid, started = host.qemu_pid(domain), time.time()
-    host.virsh("suspend", domain)
-    host.virsh("resume", domain)
-    running = time.time()
-    host.kill_qemu(domain)
-    [life] = lab.intervals(domain)
-    assert (life.host, life.pid) == (host.name, pid)
-    assert life.end is not None
-    (first, stopped), (resumed, ended) = life.running
-    assert stopped is not None
-    assert before < life.start < first < started < stopped < resumed < running < life.end < time.time()
-    assert ended == life.end
-    lab.assert_never_two(domain)
-
-
-def test_a_guest_that_ends_itself_is_recorded_to_its_end(lab: Lab) -> None:
-    host = lab.hosts[1]
-    domain = boot(host, "homeostat.poweroff=1")
-    eventually(lambda: host.qemu_pid(domain) is None, "off by itself", 15)
-    [life] = lab.intervals(domain)
-    [(_, stopped)] = life.running
-    assert stopped is not None
-    assert life.end is not None
-    assert stopped <= life.end
-
-
-def test_a_stopped_qemu_counts_as_running_until_it_is_killed(lab: Lab, host: Host) -> None:
-    domain = define(host)
-    host.virsh("start", domain)
-    host.freeze_qemu(domain)
-    [life] = lab.intervals(domain)
-    assert (life.end, life.running[-1][1]) == (None, None)
-    killed = time.time()
-    host.kill_qemu(domain)
-    [life] = lab.intervals(domain)
-    assert life.end is not None
-    assert killed < life.end < time.time()
-
-
-def test_two_at_once_are_found(lab: Lab) -> None:
-    one, two = lab.hosts
-    domain = define(one)
-    define(two, known=domain)
-    one.virsh("start", domain)
-    two.virsh("start", domain)
-    with pytest.raises(AssertionError, match=f"{two.name} ran from .* on {one.name} ran until now"):
-        lab.assert_never_two(domain)
-    one.virsh("destroy", domain)
-    two.virsh("destroy", domain)
-    with pytest.raises(AssertionError, match=f"on {one.name} ran until 1"):
-        lab.assert_never_two(domain)
-
-
-def test_one_after_the_other_is_not_two_at_once(lab: Lab) -> None:
-    one, two = lab.hosts
-    domain = define(one)
-    define(two, known=domain)
-    for host in (one, two, one):
-        host.virsh("start", domain)
-        host.virsh("destroy", domain)
-    lab.assert_never_two(domain)
-    assert [life.host for life in lab.intervals(domain)] == [one.name, two.name, one.name]
-
-
-def test_a_second_process_with_its_cpus_stopped_is_allowed(lab: Lab) -> None:
-    one, two = lab.hosts
-    domain = define(one)
-    define(two, known=domain)
-    one.virsh("start", domain)
-    two.virsh("start", "--paused", domain)
-    lab.assert_never_two(domain)
-    assert len(lab.intervals(domain)) == 2
-    one.virsh("destroy", domain)
-    two.virsh("destroy", domain)
-
-
-def test_never_two_of_a_domain_that_never_ran_proves_nothing_and_says_so(lab: Lab) -> None:
-    with pytest.raises(AssertionError, match="was ever started"):
-        lab.assert_never_two(str(uuid.uuid4()))
-
-
-def test_probes_of_the_emulator_are_not_recorded(lab: Lab) -> None:
-    lines = (lab.directory / "recorder/qemu.jsonl").read_text().splitlines()
-    assert lines
-    assert all(uuid.UUID(json.loads(line)["uuid"]) for line in lines)
-    assert lab.hosts[0].virsh("domcapabilities")
 
 
 # Faults
@@ -447,17 +292,23 @@ def test_killed_qemu_is_gone_and_libvirt_says_how(host: Host, number: int, reaso
 # Labs
 
 
-def traces() -> dict[str, set[str]]:
-    """What there is on this machine that a lab could have left."""
-    return {
-        "namespaces": {name.name for name in Path("/run/netns").glob("*")},
-        "links": {name.name for name in Path("/sys/class/net").glob("*")},
-        "routes": set(run("ip", "route").splitlines()),
-        "mounts": set(Path("/proc/self/mounts").read_text().splitlines()),
-        "hosts": set(Path("/etc/hosts").read_text().splitlines()),
-        "state": {name.name for name in STATE.glob("*")},
-        "processes": {line for line in run("ps", "-eo", "pid,args").splitlines() if "/lab/selftest-" in line},
-    }
+def traces(name: str, network: int | None) -> list[str]:
+    """What there is on this machine of a lab that had a name and the number of a subnet."""
+    found = [f"state {path}" for path in STATE.glob(f"{name}*")]
+    found += [line for line in run("ps", "-eo", "pid,args").splitlines() if f"/lab/{name}/" in line]
+    found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if name in line]
+    found += [line for line in Path("/etc/hosts").read_text().splitlines() if name in line]
+    if network is None:
+        return found
+    subnet = f"198.51.100.{network * 32}/27"
+    found += [
+        str(path) for folder in ("/run/netns", "/sys/class/net") for path in Path(folder).glob(f"hs{network}[-b]*")
+    ]
+    return found + [line for line in run("ip", "route").splitlines() if subnet in line]
+
+
+def network_of(name: str) -> int | None:
+    return Lab(name).record.network if Lab(name).exists else None
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:
@@ -469,20 +320,21 @@ def command(*arguments: str) -> subprocess.Popen[str]:
 
 def test_labs_live_side_by_side_and_down_leaves_no_trace(lab: Lab) -> None:
     Lab("selftest-other").down()
-    before = traces()
     first, second = (up_output("--name", "selftest-other", "--hosts", "3", "--stock", "1") for _ in range(2))
     assert first.startswith("selftest-other: ")
     assert second.startswith("lab selftest-other is already up")
     other = Lab("selftest-other")
     assert [host.stock for host in other.hosts] == [True, False, False]
     assert not other.subnet.overlaps(lab.subnet)
+    network = other.record.network
+    assert len(traces("selftest-other", network)) > 10
     assert all(host.answers() for host in other.hosts)
     running = [define(host) for host in (lab.hosts[0], other.hosts[0])]
     for host, domain in zip((lab.hosts[0], other.hosts[0]), running, strict=True):
         host.virsh("start", domain)
     with command("down", "--name", "selftest-other") as down:
         assert down.wait(60) == 0
-    assert traces() == before
+    assert traces("selftest-other", network) == []
     assert lab.hosts[0].qemu_pid(running[0])
     lab.hosts[0].virsh("destroy", running[0])
 
@@ -495,16 +347,16 @@ def up_output(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("after", [0.15, 0.3, 0.45, 0.6, 0.9, 1.2])
-def test_down_removes_a_half_finished_lab(lab: Lab, after: float) -> None:
-    before = traces()
+def test_down_removes_a_half_finished_lab(after: float) -> None:
     with command("up", "--name", "selftest-half") as up:
         time.sleep(after)
         up.kill()
+    network = network_of("selftest-half")
     Lab("selftest-half").down()
-    assert traces() == before
+    assert traces("selftest-half", network) == []
 
 
-def test_up_starts_over_what_was_left_half_finished(lab: Lab) -> None:
+def test_up_starts_over_what_was_left_half_finished() -> None:
     with command("up", "--name", "selftest-half") as up:
         eventually(lambda: Lab("selftest-half").exists, "record of the lab")
         up.kill()
@@ -526,22 +378,6 @@ def test_nothing_leaves_the_machine_when_the_labs_link_is_gone(lab: Lab) -> None
     finally:
         run("ip", "link", "set", lab.bridge, "up")
     eventually(lambda: answers_in_time(host), "back")
-
-
-def test_without_its_recorder_a_lab_proves_nothing_and_starts_nothing() -> None:
-    lab = Lab.up("selftest-mute", hosts=1)
-    try:
-        assert lab.record.recorder
-        Process(*lab.record.recorder).signal(signal.SIGKILL)
-        Process(*lab.record.recorder).wait(5)
-        domain = define(lab.hosts[0])
-        with pytest.raises(LabError, match="lab recorder"):
-            lab.hosts[0].virsh("start", domain)
-        with pytest.raises(LabError, match="proves nothing"):
-            lab.assert_never_two(domain)
-        assert not lab.is_up
-    finally:
-        lab.down()
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "-x", "x" * 17, "a/b", ".."])

@@ -150,8 +150,8 @@ def _devices(devices: ET.Element, config: DomainConfig, before: Carried) -> None
 
 
 def _endpoints(config: DomainConfig) -> int:
-    """PCIe devices of the domain: its disks and interfaces, and virtio-serial, memballoon and rng."""
-    return len(config.disks) + len(config.nics) + 3
+    """PCIe devices of the domain: disks, interfaces, memballoon, rng, and virtio-serial for the agent."""
+    return sum(disk.bus == "virtio" for disk in config.disks) + len(config.nics) + 2 + config.agent
 
 
 def _disk(disk: DiskConfig, order: int, before: Carried, names: dict[str, Iterator[str]]) -> ET.Element:

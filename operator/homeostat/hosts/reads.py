@@ -13,7 +13,7 @@ import libvirt
 
 from homeostat.api.observed import HostFacts, Pool, Volume
 from homeostat.hosts.capabilities import host_facts
-from homeostat.hosts.driver import NO_STORAGE_POOL, DomainRow
+from homeostat.hosts.driver import NO_STORAGE_POOL, NO_STORAGE_VOL, DomainRow
 from homeostat.hosts.sessions import Virt, host_error
 from homeostat.hosts.words import words
 
@@ -113,13 +113,18 @@ def pool(virt: Virt, name: str) -> Pool:
 
 def volumes(one: Virt) -> list[Volume]:
     """Volumes of a pool, in one call for each."""
-    found = []
-    for volume in one.listAllVolumes(0):
-        with contextlib.suppress(libvirt.libvirtError):  # deleted since it was listed
-            _kind, capacity, allocation = volume.info()
-            path = volume.key() if volume.key().startswith("/") else volume.path()  # a file's key is its path
-            found.append(Volume(volume.name(), path, capacity, allocation))
-    return found
+    found = (_volume(volume) for volume in one.listAllVolumes(0))
+    return [volume for volume in found if volume is not None]
+
+
+def _volume(one: Virt) -> Volume | None:
+    """None when it was deleted since it was listed. One whose file cannot be examined is there, its size unknown: 0."""
+    path = one.key() if one.key().startswith("/") else one.path()  # a file's key is its path
+    try:
+        _kind, capacity, allocation = one.info()
+    except libvirt.libvirtError as error:
+        return None if host_error(error).code == NO_STORAGE_VOL else Volume(one.name(), path, 0)
+    return Volume(one.name(), path, capacity, allocation)
 
 
 def _pool(one: Virt) -> Pool:
@@ -129,7 +134,7 @@ def _pool(one: Virt) -> Pool:
 
 
 def _bridges(virt: Virt) -> tuple[str, ...]:
-    interfaces = virt.listAllInterfaces(libvirt.VIR_CONNECT_LIST_INTERFACES_ACTIVE)
+    interfaces = virt.listAllInterfaces(0)  # a bridge that has no port yet counts as inactive, and can be used
     return tuple(sorted(one.name() for one in interfaces if ET.fromstring(one.XMLDesc(0)).get("type") == "bridge"))
 
 

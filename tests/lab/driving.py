@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the drills of the driver share: connections, a domain, and waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from uuid import uuid4
+
+from homeostat.api import actions as act
+from homeostat.api.observed import Credentials, DiskConfig, DomainConfig, HostFacts, NicConfig, Owner
+from homeostat.hosts.driver import Connection, Event
+from homeostat.hosts.libvirt_driver import DriverSettings, LibvirtDriver
+from homeostat.hosts.perform import perform
+
+IMAGES, BASE = "/var/lib/libvirt/images", "/var/lib/libvirt/base"
+QUICK = DriverSettings(keepalive_interval=1, keepalive_count=2, deadline=3, long_deadline=4, agent_deadline=3)
+
+
+@dataclass
+class Driven:
+    """A connection to a host of the lab, with what it said of its own accord."""
+
+    connection: Connection
+    facts: HostFacts
+    events: list[Event] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+    async def do(self, action: act.HostAction) -> None:
+        """Perform one action."""
+        await perform(action, self.connection, self.facts)
+
+
+@asynccontextmanager
+async def driving(
+    uri: str, settings: DriverSettings | None = None, credentials: Credentials | None = None
+) -> AsyncIterator[Driven]:
+    """A connection that is closed at the end."""
+    connection = await LibvirtDriver(settings).open(uri, credentials)
+    try:
+        driven = Driven(connection, await connection.facts())
+        connection.subscribe(driven.events.append, driven.closed.append)
+        yield driven
+    finally:
+        await connection.close()
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A VM of a drill: where it is defined, its volumes and its configuration."""
+
+    uuid: str
+    config: DomainConfig
+    owner: Owner
+
+    @property
+    def name(self) -> str:
+        """Name of its domain."""
+        return f"drill_{self.uuid[:8]}"
+
+    def define(self, config: DomainConfig | None = None) -> act.Define:
+        """The action that defines it."""
+        return act.Define("", self.uuid, self.name, config or self.config, self.owner)
+
+    def volume(self, alias: str) -> str:
+        """Name of the volume of a disk."""
+        return f"{self.uuid}-{alias}"
+
+    def disk(self, alias: str, format_: str, backing: tuple[tuple[str, str], ...] = ()) -> DiskConfig:
+        """A disk of it, in the pool `default`."""
+        return DiskConfig(f"ua-disk-{alias}", f"{IMAGES}/{self.volume(alias)}", format_, "virtio", alias, True, backing)
+
+
+def guest(*, boots: bool = False) -> Guest:
+    """A VM with an overlay and a blank disk; one that `boots` runs the lab's Linux."""
+    uuid = str(uuid4())
+    config = DomainConfig(
+        memory_mib=128 if boots else 64,
+        kernel=f"{BASE}/vmlinuz" if boots else "",
+        initrd=f"{BASE}/initrd" if boots else "",
+        command_line="console=ttyS0 quiet" if boots else "",
+        sockets=1,
+        cores=1,
+        threads=1,
+        cpu_model="Westmere",
+        machine="pc-q35-7.2",
+        acceleration="Emulation",
+        nics=(NicConfig("ua-nic-lan", "Bridge", "br0", "52:54:00:" + ":".join(uuid[n : n + 2] for n in (0, 2, 4))),),
+        console_log=f"/var/log/libvirt/qemu/{uuid}.log",
+        agent=True,
+    )
+    one = Guest(uuid, config, Owner("lab", "drill", uuid[:8], uuid))
+    disks = (one.disk("root", "qcow2", ((f"{BASE}/base.qcow2", "qcow2"),)), one.disk("data", "raw"))
+    return replace(one, config=replace(one.config, disks=disks))
+
+
+@asynccontextmanager
+async def defined(driven: Driven, one: Guest) -> AsyncIterator[Guest]:
+    """A VM with its volumes, defined; all of it is gone at the end."""
+    backing = (f"{BASE}/base.qcow2", "qcow2")
+    await driven.do(act.CreateVolume("", "default", one.volume("root"), "qcow2", None, backing))
+    await driven.do(act.CreateVolume("", "default", one.volume("data"), "raw", 1 << 20))
+    await driven.do(one.define())
+    try:
+        yield one
+    finally:
+        await remove(driven, one)
+
+
+async def remove(driven: Driven, one: Guest) -> None:
+    """Destroy and undefine a VM, and delete its volumes."""
+    row = await driven.connection.domain(one.uuid)
+    if row is not None and row.state != "Shutoff":
+        await driven.do(act.Destroy("", one.uuid))
+    if row is not None:
+        await driven.do(act.Undefine("", one.uuid))
+    for volume in await driven.connection.volumes("default"):
+        if volume.name.startswith(one.uuid):
+            await driven.do(act.DeleteVolume("", "default", volume.name))
+
+
+async def eventually(condition: Callable[[], object], what: str, seconds: float = 20) -> float:
+    """Wait for something to be seen; how many seconds it took."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() < begun + seconds, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.02)
+    return time.monotonic() - begun
+
+
+def credentials(folder: Path, authority: Path | None = None) -> Credentials:
+    """The certificates of a folder as the Secret of a Hypervisor has them."""
+    return Credentials(
+        "1",
+        {
+            "ca.crt": ((authority or folder) / "cacert.pem").read_bytes(),
+            "tls.crt": (folder / "clientcert.pem").read_bytes(),
+            "tls.key": (folder / "clientkey.pem").read_bytes(),
+        },
+    )

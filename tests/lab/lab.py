@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 
@@ -37,9 +37,7 @@ class Record:
     network: int
     hosts: int
     stock: int
-    boot: str
     ready: bool = False
-    recorder: tuple[int, int] | None = None
 
 
 class Lab:
@@ -66,7 +64,7 @@ class Lab:
             lab = cls(name)
             if not lab.is_up:
                 lab._remove()
-                lab._record = Record(_free_network(), hosts, stock, _boot_id())
+                lab._record = Record(_free_network(), hosts, stock)
                 lab._build()
         return lab
 
@@ -89,7 +87,7 @@ class Lab:
         """Whether it was started completely and its network and recorder are still there."""
         if self._record is None or not self._record.ready or not Path("/sys/class/net", self.bridge).exists():
             return False
-        return self._recorder() is not None
+        return self.recorder is not None
 
     @property
     def record(self) -> Record:
@@ -160,9 +158,8 @@ class Lab:
         if self._record:
             for host in self.hosts:
                 host.remove()
-            recorded = self._recorder()
-            if recorded:
-                end([recorded])
+            if self.recorder:
+                end([self.recorder])
             run("ip", "link", "delete", self.bridge, check=False)
             run("ip", "route", "delete", "blackhole", str(self.subnet), "metric", "4242", check=False)
         if self.directory.exists():
@@ -195,26 +192,26 @@ class Lab:
         log = folder / "log"
         run("sh", "-c", f"setsid -f {sys.executable} -I {program} {folder} </dev/null >{log} 2>&1")
         deadline = time.monotonic() + 10
-        while not (folder / recorder.SOCKET).exists():
+        while not self.recorder:
             if time.monotonic() > deadline:
                 raise LabError(f"the recorder did not start: {log.read_text()}")
             time.sleep(0.01)
-        process = Process.of(recorder.sync(folder))
-        self.record.recorder = (process.pid, process.start)
-        self._write()
 
-    def _recorder(self) -> Process | None:
-        """The recorder's process, while it is the one that was started."""
-        if self.record.recorder is None or self.record.boot != _boot_id():
+    @property
+    def recorder(self) -> Process | None:
+        """The process that records the lives of its QEMU processes: whoever listens at its socket."""
+        try:
+            with recorder.connect(self.directory / "recorder") as connection:
+                return Process.of(recorder.peer_pid(connection))
+        except (OSError, ProcessLookupError):
             return None
-        process = Process(*self.record.recorder)
-        return process if process.alive else None
 
     def _read(self) -> Record | None:
         try:
-            return Record(**json.loads((self.directory / "lab.json").read_text()))
+            written = json.loads((self.directory / "lab.json").read_text())
         except FileNotFoundError:
             return None
+        return Record(**{field.name: written[field.name] for field in fields(Record) if field.name in written})
 
     def _write(self) -> None:
         draft = self.directory / "lab.json.new"
@@ -240,10 +237,6 @@ def _free_network() -> int:
         if number not in taken and not any(subnet.overlaps(other) for other in routed):
             return number
     raise LabError(f"every /27 of {NETWORK} is in use: see `python -m tests.lab status` and `ip route`")
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 @contextmanager

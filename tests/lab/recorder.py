@@ -22,6 +22,7 @@ from pathlib import Path
 
 EVENTS = ("STOP", "RESUME", "SHUTDOWN")
 SOCKET, LOG = "socket", "qemu.jsonl"
+PEER = struct.Struct("3i")
 
 
 @dataclass
@@ -84,8 +85,7 @@ class Recorder:
 
     def start(self, connection: socket.socket, host: str, uuid: str) -> None:
         """Record the start of a QEMU, then let it go on."""
-        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid = struct.unpack("3i", peer)[0]
+        pid = peer_pid(connection)
         qemu = Qemu(host, uuid, pid, connection, os.pidfd_open(pid))
         connection.setblocking(False)
         self.watch(connection, lambda: self.read(qemu))
@@ -129,26 +129,49 @@ class Recorder:
         """Answer once everything that had happened when the question came is on record."""
         while self.turn(0):
             pass
-        connection.send(f"{os.getpid()}\n".encode())
+        connection.send(b"ok\n")
         connection.close()
 
 
-def sync(directory: Path) -> int:
-    """Wait until the recorder has written all that has happened; returns its pid. OSError when it does not run."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
+def connect(directory: Path) -> socket.socket:
+    """A connection to the recorder. OSError when it does not run."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(10)
+    try:
         connection.connect(str(directory / SOCKET))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """The pid of the process at the other end."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
+    return int(PEER.unpack(credentials)[0])
+
+
+def sync(directory: Path) -> None:
+    """Return when the recorder has written all that had happened at the call. OSError when it does not run."""
+    with connect(directory) as connection:
         connection.send(b"sync\n")
-        return int(connection.recv(64))
+        if not connection.recv(64):
+            raise ConnectionResetError("the recorder ended")
 
 
 def main() -> None:
-    """Record until killed."""
+    """Record until killed, or until the directory is gone."""
     directory = Path(sys.argv[1])
     os.nice(-10)  # the end of a process is stamped when it is seen here
     recorder = Recorder(directory, directory / LOG)
+    mine = (directory / SOCKET).stat()
     while True:
-        recorder.turn(None)
+        recorder.turn(1)
+        try:
+            if (directory / SOCKET).stat().st_ino != mine.st_ino:
+                return
+        except FileNotFoundError:
+            return
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import Host, Lab, LabError, Process
+from tests.lab import Host, Lab, LabError
 from tests.lab.bare import boot, define, eventually
+from tests.lab.processes import end
 
 pytestmark = pytest.mark.lab
 
@@ -131,9 +131,8 @@ def test_probes_of_the_emulator_are_not_recorded(lab: Lab) -> None:
 def test_without_its_recorder_a_lab_proves_nothing_and_starts_nothing() -> None:
     lab = Lab.up("selftest-mute", hosts=1)
     try:
-        assert lab.record.recorder
-        Process(*lab.record.recorder).signal(signal.SIGKILL)
-        Process(*lab.record.recorder).wait(5)
+        assert lab.recorder
+        end([lab.recorder])
         domain = define(lab.hosts[0])
         with pytest.raises(LabError, match="lab recorder"):
             lab.hosts[0].virsh("start", domain)

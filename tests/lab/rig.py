@@ -120,18 +120,19 @@ class Rig:
 
     def state(self, kind: str, name: str, namespace: str = "default") -> str | None:
         """The word in status.state."""
-        return self._status(kind, name, namespace).get("state")
+        return self.status(kind, name, namespace).get("state")
 
     def reason(self, kind: str, name: str, namespace: str = "default") -> str | None:
         """The word in status.reason."""
-        return self._status(kind, name, namespace).get("reason")
+        return self.status(kind, name, namespace).get("reason")
 
     def condition(self, kind: str, name: str, type_: str, namespace: str = "default") -> Object:
         """One condition; an empty one when it is not there."""
-        conditions = self._status(kind, name, namespace).get("conditions", [])
+        conditions = self.status(kind, name, namespace).get("conditions", [])
         return next((each for each in conditions if each["type"] == type_), {})
 
-    def _status(self, kind: str, name: str, namespace: str) -> Object:
+    def status(self, kind: str, name: str, namespace: str = "default") -> Object:
+        """The whole status; an empty one when there is no such object."""
         return dict((self.get(kind, name, namespace) or {}).get("status", {}))
 
     # VMs
@@ -151,6 +152,19 @@ class Rig:
             }
         )
         return self.uuid(name, namespace)
+
+    def request(self, name: str, request: str, **power: str) -> None:
+        """Ask once for a start or a restart of a VM, as spec.power.request does."""
+        self.patch("vm", name, {"spec": {"power": {"request": request} | power}})
+
+    def says(self, name: str, reason: str, seconds: float = 60) -> str:
+        """Wait until status.reason of a VM is this; returns the message of Ready."""
+        self.until(lambda: self.reason("vm", name) == reason, f"VM {name} to say {reason}", seconds)
+        return str(self.condition("vm", name, "Ready").get("message", ""))
+
+    def processes(self, uuid: str) -> int:
+        """How many QEMU processes of this domain were ever started, on all hosts."""
+        return len(self.lab.intervals(uuid))
 
     def uuid(self, name: str, namespace: str = "default") -> str:
         """UUID of a VM's domain."""

@@ -117,6 +117,7 @@ class Host:
         self.daemon_up = True
         self.stuck = False
         self.destroy_of_stopped_raises = False
+        self.log_held = False  # virtlogd refuses a second process of a name while the first has its log open
         self._number = 0
 
     # What libvirt answers ---------------------------------------------------------------------------------------------
@@ -246,6 +247,9 @@ class Host:
     def _process(self, record: Record, root: Element) -> Process:
         if self.refuse_start is not None:
             raise self.refuse_start
+        if self.log_held and any(process.name == record.name for process in self.processes()):
+            what = f"can't connect to virtlogd: Cannot open log file: '{record.name}.log': Device or resource busy"
+            raise HostError(driver.SYSTEM_ERROR, what, QEMU_DOMAIN)
         files = tuple(self._open(path) for disk, path in libvirt_xml.disks(root) if disk.find("readonly") is None)
         for path in libvirt_xml.boot_files(root):
             if self._file(path) is None:

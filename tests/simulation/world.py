@@ -35,8 +35,8 @@ from tests.simulation.storage import Storage
 
 PLURALS = {short: plural for plural, short in SHORT.items()} | {"secret": "secrets", "namespace": "namespaces"}
 POLL_SECONDS = 0.25
-REST_SECONDS = 40.0
-"""Longer than the time between two bulk lists of a host, and between two writes of figures."""
+REST_SECONDS = 90.0
+"""Longer than between two bulk lists of a host, two writes of figures, and until a start counts as a success."""
 
 
 class World:

@@ -81,6 +81,25 @@ def test_troubleshooting_shows_the_state_that_belongs_to_a_reason(
         assert {rows[name].state for name in re.findall(r"`(\w+)`", names)} == {state}
 
 
+def test_the_rule_for_argo_cd_reads_what_there_is() -> None:
+    """Its text only: there is no Lua here to run it."""
+    text = (ROOT / "docs/argocd/health.lua").read_text()
+    shared = generate_docs.VM_CONDITIONS.keys() & generate_docs.HYPERVISOR_CONDITIONS.keys()
+    assert set(re.findall(r"conditions\.(\w+)", text)) == shared
+    for schema in SCHEMAS.values():
+        fields = schema["properties"]["status"]["properties"]
+        assert set(re.findall(r"(?<!obj\.)\bstatus\.(\w+)", text)) <= fields.keys()
+        conditions = fields["conditions"]["items"]["properties"]
+        assert set(re.findall(r"\b(?:ready|stalled)\.(\w+)", text)) <= conditions.keys()
+    rows = reasons.VM | reasons.HYPERVISOR
+    assert set(re.findall(r'status\.reason == "(\w+)"', text)) <= rows.keys()
+    assert set(re.findall(r'status\.next == "(\w+)"', text)) <= {row.next for row in rows.values()}
+    assert set(re.findall(r'status\.state == "(\w+)"', text)) <= {row.state for row in rows.values()}
+    said = set(re.findall(r'return { status = "(\w+)"', text))
+    assert said == set(re.findall(r"^\| (\w+) \| ", (ROOT / "docs/argocd.md").read_text(), re.MULTILINE)) - {"Health"}
+    assert said <= {"Healthy", "Progressing", "Degraded", "Suspended", "Missing", "Unknown"}
+
+
 # Examples
 
 

@@ -73,12 +73,12 @@ class Rig:
         """Delete every VM and wait until no host has a domain of one; then forget volumes that were retained."""
         self.restore()
         self.kubectl("annotate", "vm", "--all", "-A", "homeostat.dev/reconcile-")
-        for line in self.kubectl(
-            "get", "vm", "-A", "--no-headers", "-o", "custom-columns=N:.metadata.namespace,M:.metadata.name"
-        ).splitlines():
-            namespace, name = line.split()
+        columns = "custom-columns=N:.metadata.namespace,M:.metadata.name"
+        names = [line.split() for line in self.kubectl("get", "vm", "-A", "--no-headers", "-o", columns).splitlines()]
+        for namespace, name in names:
             self.patch("vm", name, {"spec": {"terminationGracePeriodSeconds": 0}}, namespace)
             self.delete("vm", name, namespace)
+        for namespace, name in names:
             self.gone("vm", name, namespace)
         for host in self.lab.hosts:
             for domain in host.domains():

@@ -21,6 +21,7 @@ It exits with 3 when the fault was never reached: such a run covers nothing.
     kill-after   it is done, the operator dies before it hears
     drop-reply   it is done, the operator hears an error
     delay=S      it is carried out S seconds late, even if its caller is gone by then
+    late=S       the operator is dead at once, and S seconds later it is carried out all the same
     hang         it never arrives and is never answered
 """
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import re
 import signal
 import sys
@@ -87,7 +89,13 @@ class Faults:
 
 def delay_of(fault: str | None) -> float:
     """By how many seconds a fault delays its effect."""
-    return float(fault.removeprefix("delay=")) if fault and fault.startswith("delay=") else 0
+    kind, _, seconds = (fault or "").partition("=")
+    return float(seconds) if kind in ("delay", "late") else 0
+
+
+def is_late(fault: str | None) -> bool:
+    """Whether the operator is to die before its effect is carried out all the same."""
+    return (fault or "").startswith("late=")
 
 
 class LibvirtConnection:
@@ -137,6 +145,8 @@ class LibvirtConnection:
                 return
             if fault == "hang":
                 continue
+            if is_late(fault):
+                self.faults.kill()
             if call.name:
                 self.unanswered[call.serial] = fault
             if delay := delay_of(fault):
@@ -190,8 +200,8 @@ def _listener(text: str) -> tuple[int, str]:
 
 
 def _fault(text: str) -> str:
-    if text not in SIMPLE and not re.fullmatch(r"delay=\d+(\.\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SIMPLE)}, delay=S")
+    if text not in SIMPLE and not re.fullmatch(r"(delay|late)=\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SIMPLE)}, delay=S, late=S")
     return text
 
 
@@ -212,21 +222,25 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.at is None) != (arguments.do is None):
         parser.error("--at and --do go together")
-    if (arguments.do or "").startswith("kill-") and arguments.pid_file is None:
+    if (arguments.do or "").startswith(("kill-", "late=")) and arguments.pid_file is None:
         parser.error(f"--do {arguments.do} needs --pid-file")
     return arguments
 
 
 async def serve(arguments: argparse.Namespace) -> int:
     """Proxy until SIGTERM or SIGINT; returns the exit status."""
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # operators that are killed hang up in mid-answer
     faults = Faults(arguments.log, arguments.pid_file, arguments.at, arguments.do)
     ports = {target: await libvirt_proxy(faults, target, port) for port, target in arguments.libvirt}
-    ports |= {target: await api_proxy(faults, Path(target), port) for port, target in arguments.api}
+    runners = {target: await api_proxy(faults, Path(target), port) for port, target in arguments.api}
+    ports |= {target: int(runner.addresses[0][1]) for target, runner in runners.items()}
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     print("ready", json.dumps(ports), sep="\n", flush=True)
     await stop.wait()
+    for runner in runners.values():
+        await asyncio.wait({asyncio.create_task(runner.cleanup())}, timeout=1)
     return faults.status
 
 

@@ -106,6 +106,10 @@ class ApiProxy:
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
         )
 
+    async def close(self, _app: web.Application) -> None:
+        """Close the connections to the server."""
+        await self.session.close()
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Carry one request, or do to it what its fault says."""
         body = await request.read()
@@ -122,8 +126,11 @@ class ApiProxy:
         return await asyncio.shield(self._late(request, body, fault))
 
     async def _late(self, request: web.Request, body: bytes, fault: str | None) -> web.StreamResponse:
-        if fault and fault.startswith("delay="):
-            await asyncio.sleep(float(fault.removeprefix("delay=")))
+        kind, _, seconds = (fault or "").partition("=")
+        if kind == "late":
+            self.faults.kill()
+        if kind in ("delay", "late"):
+            await asyncio.sleep(float(seconds))
         return await self._forward(request, body, fault)
 
     async def _forward(self, request: web.Request, body: bytes, fault: str | None) -> web.StreamResponse:
@@ -152,11 +159,12 @@ async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.St
     return response
 
 
-async def api_proxy(faults: Faults, kubeconfig: Path, port: int) -> int:
-    """Listen on loopback for requests to the server of a kubeconfig; returns the port."""
-    app = web.Application(client_max_size=64 << 20)
-    app.router.add_route("*", "/{path:.*}", ApiProxy(faults, server(kubeconfig)).handle)
+async def api_proxy(faults: Faults, kubeconfig: Path, port: int) -> web.AppRunner:
+    """Listen on loopback for requests to the server of a kubeconfig."""
+    app, proxy = web.Application(client_max_size=64 << 20), ApiProxy(faults, server(kubeconfig))
+    app.router.add_route("*", "/{path:.*}", proxy.handle)
+    app.on_cleanup.append(proxy.close)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    return int(runner.addresses[0][1])
+    return runner

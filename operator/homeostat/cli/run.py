@@ -11,6 +11,7 @@ import signal
 import sys
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from typing import NoReturn
 
 from homeostat.cli.endpoints import Endpoints
 from homeostat.hosts.libvirt_driver import DriverSettings, LibvirtDriver
@@ -33,11 +34,11 @@ def run(args: argparse.Namespace) -> None:
         settings = _settings(args)
     except ValueError as error:
         sys.exit(f"homeostat: {error}")
-    try:
-        code = asyncio.run(_main(args, settings))
-    except KeyboardInterrupt:
-        code = 0
-    # Threads of calls to hosts that never answer cannot be ended: do not wait for them.
+    asyncio.run(_main(args, settings))
+
+
+def _exit(code: int) -> NoReturn:
+    """End now. Calls to hosts that never answer cannot be ended, neither their threads nor the tasks that wait."""
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)
@@ -61,6 +62,7 @@ def _driver_settings(settings: Settings) -> DriverSettings:
         connect_timeout=settings.connect_timeout_seconds,
         effect_threads=settings.host_calls,
         deadline=settings.call_deadline_seconds,
+        long_deadline=settings.call_deadline_seconds * 3,
     )
 
 
@@ -69,7 +71,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-async def _main(args: argparse.Namespace, settings: Settings) -> int:
+async def _main(args: argparse.Namespace, settings: Settings) -> NoReturn:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -80,8 +82,8 @@ async def _main(args: argparse.Namespace, settings: Settings) -> int:
         log.info("ending on a signal")
         work.cancel()
         await asyncio.wait({work}, timeout=END_SECONDS)
-        return 0
-    return _failed(work)
+        _exit(0)
+    _exit(_failed(work))
 
 
 def _failed(work: asyncio.Task[None]) -> int:
@@ -97,7 +99,7 @@ def _failed(work: asyncio.Task[None]) -> int:
 
 
 async def _work(args: argparse.Namespace, settings: Settings) -> None:
-    transport = await HttpTransport.connect(args.kubeconfig)
+    transport = await HttpTransport.connect(args.kubeconfig, settings.api_timeout_seconds)
     log.info("using the API server at %s", transport.server)
     operator = Operator(
         transport=transport,

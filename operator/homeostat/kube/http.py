@@ -21,8 +21,11 @@ class HttpTransport:
         self.server = str(api.configuration.host)
 
     @classmethod
-    async def connect(cls, kubeconfig: str | None = None) -> HttpTransport:
-        """A transport for a kubeconfig file, $KUBECONFIG, or the service account of the pod. Raises ApiUnreachable."""
+    async def connect(cls, kubeconfig: str | None = None, timeout_seconds: float = 30.0) -> HttpTransport:
+        """A transport for a kubeconfig file, or the service account of the pod, or ~/.kube/config.
+
+        No answer within `timeout_seconds` is no answer. Raises ApiUnreachable when no kubeconfig can be used.
+        """
         settings = client.Configuration()
         settings.retries = False
         settings.connection_pool_maxsize = 64
@@ -33,7 +36,7 @@ class HttpTransport:
                 await _default_config(settings)
         except (config.ConfigException, OSError, ValueError) as error:
             raise ApiUnreachable(f"no usable kubeconfig: {error}") from error
-        return cls(client.ApiClient(configuration=settings))
+        return cls(client.ApiClient(configuration=settings), timeout_seconds)
 
     async def request(
         self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None, content_type: str = JSON

@@ -18,6 +18,7 @@ class Settings:
     keepalive_interval_seconds: int = 5
     keepalive_count: int = 3
     call_deadline_seconds: float = 60.0
+    api_timeout_seconds: float = 30.0
     vm_workers: int = 16
     host_calls: int = 8
     settle_seconds: float = 5.0

@@ -47,18 +47,25 @@ class Effect:
 
 @dataclass(slots=True)
 class Fault:
-    """What goes wrong at one effect: the `occurrence`-th (from 1) of those whose name and object match."""
+    """What goes wrong at one effect.
+
+    `exactly` that one; without it, the `occurrence`-th (from 1) from now on of those whose name and object match.
+    """
 
     name: re.Pattern[str]
     target: re.Pattern[str]
     occurrence: int
     do: str
     meanwhile: Callable[[], object] | None = None
+    exactly: Effect | None = None
     seen: int = 0
     reached: bool = False
 
     def hits(self, effect: Effect) -> bool:
         """Whether this effect is the one; counts those that match."""
+        if self.exactly is not None:
+            self.reached = self.reached or effect == self.exactly
+            return effect == self.exactly
         if self.reached or not (self.name.fullmatch(effect.name) and self.target.fullmatch(effect.object)):
             return False
         self.seen += 1
@@ -78,6 +85,8 @@ class Effects:
         self.log: list[Effect] = []
         self.faults: list[Fault] = []
         self.violations: list[str] = []
+        self.late: set[str] = set()
+        """Objects of effects that are carried out when nobody waits for them any more."""
         self.on_executed: list[Callable[[Effect], None]] = []
         self.kill: Callable[[Life], None] = lambda life: None
         self._count: Counter[tuple[str, str]] = Counter()
@@ -91,7 +100,7 @@ class Effects:
         if do not in FAULTS and not re.fullmatch(r"(late|stall)=\d+(\.\d+)?", do):
             raise ValueError(f"no such fault: {do}")
         if isinstance(at, Effect):
-            made = Fault(re.compile(re.escape(at.name)), re.compile(re.escape(at.object)), at.occurrence, do, meanwhile)
+            made = Fault(re.compile(""), re.compile(""), at.occurrence, do, meanwhile, at)
         else:
             made = Fault(re.compile(at[0]), re.compile(on), at[1], do, meanwhile)
         self.faults.append(made)
@@ -179,7 +188,8 @@ async def _carry(
     if do in ("kill-before", "drop-request"):
         _meanwhile(fault)
     elif do in ("late", "stall"):
-        assert fault is not None
+        assert fault is not None and effect is not None
+        effects.late.add(effect.object)
         effects.later(fault.seconds, lambda: effects.spawn(_serve(effects, call, reply, effect, None)))
         _meanwhile(fault)
     else:

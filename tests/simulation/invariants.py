@@ -119,7 +119,7 @@ class Invariants:
 
     def _domains(self) -> list[str]:
         """No domain without its VM, and none on two hosts."""
-        found, known = [], {_uuid(vm) for vm in self._vms()} | self.foreign
+        found, known = [], {_uuid(vm) for vm in self._vms()} | self.foreign | self._reported()
         for host in self.world.hosts.values():
             found += [
                 f"{host.name} has a domain of no VM: {r.row()}" for r in host.records.values() if r.uuid not in known
@@ -131,13 +131,24 @@ class Invariants:
                 found.append(f"{uuid} is defined on {' and '.join(there)}")
         return found
 
+    def _reported(self) -> set[str]:
+        """Domains that a call left which was carried out after all was over: they are reported, and off."""
+        hosts = [self.world.status(name, "hv") for name in self.world.hosts]
+        uuids = {
+            each["uuid"]
+            for status in hosts
+            for each in status.get("orphans", [])
+            if each["name"] in self.world.effects.late
+        }
+        return {uuid for uuid in uuids if not self.world.ledger.running(uuid)}
+
     def _volumes(self) -> list[str]:
         """Every file is referenced by a definition, or belongs to a VM that is there, or was there, or is retained."""
         found = []
         used = self._referenced()
         for place, _ in self._files():
             owned = any(_uuid(vm) in place[1] and place in used | self._of(vm) for vm in self._vms())
-            if not (owned or place in used or place in self.kept or place in self.retained):
+            if not (owned or place in used | self.kept.keys() | self.retained or place[1] in self.world.effects.late):
                 found.append(f"{place[1]} on {place[0]} is nobody's")
         return found
 

@@ -70,6 +70,17 @@ def test_every_reason_names_what_follows() -> None:
         assert f"\n### Hypervisor {name}\n" in text
 
 
+def test_a_reason_that_nothing_gives_is_said_to_be_given_by_nothing() -> None:
+    tables = {"reason.py", "reasons.py", "reasons_vm.py", "reasons_hypervisor.py"}
+    modules = [
+        path for path in (ROOT / "operator").rglob("*.py") if path.name not in tables or path.parent.name != "api"
+    ]
+    code = "".join(module.read_text() for module in modules)
+    unused = [name for name in reasons.VM | reasons.HYPERVISOR | reasons.OTHER if f'"{name}"' not in code]
+    said = re.search(r"^Nothing gives these yet: (.+)\.$", (ROOT / "docs/conditions.md").read_text(), re.MULTILINE)
+    assert unused == (re.findall(r"`(\w+)`", said[1]) if said else [])
+
+
 @pytest.mark.parametrize(("heading", "rows"), [("A VM", reasons.VM), ("A host", reasons.HYPERVISOR)])
 def test_troubleshooting_shows_the_state_that_belongs_to_a_reason(
     heading: str, rows: dict[str, reasons.Reason]

@@ -26,7 +26,7 @@ DISK = """<disk type='file' device='disk'><driver name='qemu' type='{format}'/><
 <target dev='vda' bus='virtio'/><serial>root</serial></disk>"""
 
 
-def eventually(condition: Callable[[], object], what: str, timeout: float = 30) -> None:
+def eventually(condition: Callable[[], object], what: str, timeout: float = 60) -> None:
     """Wait for a condition; AssertionError when it does not come true within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():

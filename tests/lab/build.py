@@ -61,8 +61,9 @@ mount -t tmpfs -o size={tiny}m,mode=0711 tiny /var/lib/libvirt/tiny
 mount -t proc proc /proc
 # A /dev without kvm: on every machine the guests are emulated, and nothing says otherwise.
 mount -t tmpfs -o mode=0755 dev /mnt
-cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/net /mnt
-mkdir /mnt/pts /mnt/shm
+cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /mnt
+mkdir /mnt/net /mnt/pts /mnt/shm
+mknod /mnt/net/tun c 10 200
 ln -s pts/ptmx /mnt/ptmx
 mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts /mnt/pts
 mount -t tmpfs shm /mnt/shm

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Host, Lab, LabError
-from tests.lab.bare import boot, define, eventually
+from tests.lab.bare import boot, define, eventually, state
 from tests.lab.processes import end
 
 pytestmark = pytest.mark.lab
@@ -53,7 +53,8 @@ def test_a_life_is_recorded_from_start_to_end(lab: Lab, host: Host) -> None:
 def test_a_guest_that_ends_itself_is_recorded_to_its_end(lab: Lab) -> None:
     host = lab.hosts[1]
     domain = boot(host, "homeostat.poweroff=1")
-    eventually(lambda: host.qemu_pid(domain) is None, "off by itself", 15)
+    eventually(lambda: host.qemu_pid(domain) is None, "off by itself")
+    eventually(lambda: state(host, domain) == "shut off (shutdown)", "seen by libvirt")
     [life] = lab.intervals(domain)
     [(_, stopped)] = life.running
     assert stopped is not None
@@ -109,6 +110,20 @@ def test_a_second_process_with_its_cpus_stopped_is_allowed(lab: Lab) -> None:
     assert len(lab.intervals(domain)) == 2
     one.virsh("destroy", domain)
     two.virsh("destroy", domain)
+
+
+def test_a_live_migration_runs_one_after_the_other(lab: Lab) -> None:
+    one, two = lab.hosts
+    domain = boot(one)
+    moved = ("migrate", "--live", "--p2p", "--persistent", "--undefinesource", "--unsafe", domain)
+    one.virsh(*moved, two.uri_tcp)
+    two.virsh(*moved, one.uri_tcp)
+    lab.assert_never_two(domain)
+    lives = lab.intervals(domain)
+    assert [(life.host, len(life.running)) for life in lives] == [(one.name, 1), (two.name, 1), (one.name, 1)]
+    assert lives[0].end is not None
+    assert lives[0].end > lives[1].start  # two processes, yet never two that run
+    one.virsh("destroy", domain)
 
 
 def test_never_two_of_a_domain_that_never_ran_proves_nothing_and_says_so(lab: Lab) -> None:

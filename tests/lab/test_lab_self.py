@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -138,7 +139,7 @@ def test_guest_boots_sees_its_disk_answers_its_agent_and_obeys_acpi(host: Host) 
     assert "DISK vda size=16384 serial=root head=HOMEOSTAT-BASE" in host.console(domain)
     eventually(lambda: agent_answers(host, domain), "agent")
     host.virsh("shutdown", domain, "--mode", "acpi")
-    eventually(lambda: host.qemu_pid(domain) is None, "powered off by ACPI", 15)
+    eventually(lambda: host.qemu_pid(domain) is None, "powered off by ACPI")
     assert state(host, domain) == "shut off (shutdown)"
 
 
@@ -147,32 +148,30 @@ def test_guest_obeys_its_agent(lab: Lab) -> None:
     domain = boot(host)
     eventually(lambda: agent_answers(host, domain), "agent")
     host.virsh("shutdown", domain, "--mode", "agent")
-    eventually(lambda: host.qemu_pid(domain) is None, "powered off by its agent", 15)
+    eventually(lambda: host.qemu_pid(domain) is None, "powered off by its agent")
 
 
-@pytest.mark.parametrize("mode", ["acpi", "agent"])
-def test_stubborn_guest_hears_and_stays(lab: Lab, mode: str) -> None:
+def test_stubborn_guest_hears_and_stays(lab: Lab) -> None:
     host = lab.hosts[0]
     domain = boot(host, "homeostat.stubborn=1")
     eventually(lambda: agent_answers(host, domain), "agent")
-    run("timeout", "3", "virsh", "-q", "-c", host.uri_tcp, "shutdown", domain, "--mode", mode, check=False)
-    eventually(lambda: "SHUTDOWN-REQUEST" in host.console(domain), "request heard")
+    ask_to_shut_down(host, domain, "acpi", "SHUTDOWN-REQUEST -P button")
+    ask_to_shut_down(host, domain, "agent", "SHUTDOWN-REQUEST -h -P")
     time.sleep(2)
     assert host.qemu_pid(domain)
     host.virsh("destroy", domain)
 
 
-def test_guest_powers_itself_off(lab: Lab) -> None:
-    host = lab.hosts[0]
-    domain = boot(host, "homeostat.poweroff=1")
-    eventually(lambda: host.qemu_pid(domain) is None, "off by itself", 15)
-    eventually(lambda: state(host, domain) == "shut off (shutdown)", "seen by libvirt")
+def ask_to_shut_down(host: Host, domain: str, mode: str, heard: str) -> None:
+    # virsh waits for a guest that says yes to its agent and then stays.
+    run("timeout", "5", "virsh", "-q", "-c", host.uri_tcp, "shutdown", domain, "--mode", mode, check=False)
+    eventually(lambda: re.search(heard, host.console(domain)), f"{mode} request heard")
 
 
 def test_guest_panics_and_its_process_stays(lab: Lab) -> None:
     host = lab.hosts[0]
     domain = boot(host, "homeostat.panic=1")
-    eventually(lambda: "Kernel panic" in host.console(domain), "panic", 15)
+    eventually(lambda: "Kernel panic" in host.console(domain), "panic")
     assert host.qemu_pid(domain)
     host.virsh("destroy", domain)
 
@@ -208,7 +207,7 @@ def test_frozen_libvirtd_accepts_and_never_answers(host: Host) -> None:
         assert not answers_in_time(host)
     finally:
         host.thaw_libvirtd()
-    assert answers_in_time(host)
+    eventually(lambda: answers_in_time(host), "an answer")
 
 
 def test_cut_host_is_silent_and_keeps_running(host: Host) -> None:
@@ -289,16 +288,35 @@ def test_killed_qemu_is_gone_and_libvirt_says_how(host: Host, number: int, reaso
     eventually(lambda: state(host, domain) == f"shut off ({reason})", reason)
 
 
+def test_heal_undoes_whatever_was_done(host: Host) -> None:
+    domain = define(host)
+    host.virsh("start", domain)
+    host.use_certificate("expired")
+    host.freeze_libvirtd()
+    host.cut()
+    host.heal()
+    assert host.answers()
+    host.kill_libvirtd()
+    host.heal()
+    assert state(host, domain).startswith("running")
+    host.power_off()
+    host.heal()
+    assert state(host, domain) == "shut off (unknown)"
+    assert host.uri_tls in run("virsh", "-q", "-c", f"{host.uri_tls}?pkipath={host.lab / 'pki/client'}", "uri")
+
+
 # Labs
 
 
 def traces(name: str, network: int | None) -> list[str]:
     """What there is on this machine of a lab that had a name and the number of a subnet."""
     found = [f"state {path}" for path in STATE.glob(f"{name}*")]
-    found += [line for line in run("ps", "-eo", "pid,args").splitlines() if f"/lab/{name}/" in line]
+    found += [line for line in run("ps", "-ww", "-eo", "pid,args").splitlines() if f"/lab/{name}/" in line]
     found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if name in line]
     found += [line for line in Path("/etc/hosts").read_text().splitlines() if name in line]
-    if network is None or network in {lab.record.network for lab in labs()}:  # or somebody has it again
+    if network is None or network in {
+        lab.record.network for lab in labs() if lab.name != name
+    }:  # or somebody has it again
         return found
     subnet = f"198.51.100.{network * 32}/27"
     found += [

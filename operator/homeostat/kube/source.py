@@ -9,13 +9,19 @@ so an event only says that an object should be looked at, and a resync lists wha
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import kopf
 
 from homeostat.api.meta import GROUP, VERSION
+
+log = logging.getLogger(__name__)
+AGAIN_SECONDS = 2.0
 
 Seen = Callable[[str, str, dict[str, Any]], None]
 """Called with (plural, event type: "" for listed, ADDED, MODIFIED, DELETED, and the object)."""
@@ -25,34 +31,53 @@ class Source(Protocol):
     """Tells of objects that should be looked at."""
 
     async def run(self, plurals: tuple[str, ...], seen: Seen) -> None:
-        """Call `seen` for every object listed and every event, until cancelled; raises when watching cannot go on."""
+        """Call `seen` for every object listed and every event, until cancelled."""
 
 
 class KopfSource:
-    """A source on kopf."""
+    """A source on kopf, in a thread and an event loop of its own.
+
+    kopf takes over the signals of a main thread, and when it ends it cancels every younger task of its loop.
+    """
 
     def __init__(self, kubeconfig: str | None, secrets_namespace: str) -> None:
         self._kubeconfig, self._secrets_namespace = kubeconfig, secrets_namespace
 
     async def run(self, plurals: tuple[str, ...], seen: Seen) -> None:
-        """See Source."""
+        """See Source. Never ends by itself: where watching cannot go on it begins anew, with a list."""
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+
+        def relay(plural: str, kind: str, item: dict[str, Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(seen, plural, kind, item)
+
+        try:
+            while True:
+                ended: asyncio.Future[str] = loop.create_future()
+                run = functools.partial(self._run, plurals, relay, stop, functools.partial(_settle, loop, ended))
+                threading.Thread(target=run, name="kopf", daemon=True).start()
+                log.warning("watching the API server ended and begins anew: %s", await ended)
+                await asyncio.sleep(AGAIN_SECONDS)
+        finally:
+            stop.set()
+
+    def _run(self, plurals: tuple[str, ...], seen: Seen, stop: threading.Event, settle: Callable[[str], None]) -> None:
+        """In a thread: watch until `stop`, or until it fails; why it ended goes to `settle`."""
         registry = kopf.OperatorRegistry()
         kopf.on.login(registry=registry)(self._login)
         for plural in plurals:
             self._watch(registry, plural, seen)
-        stop = asyncio.Event()
         try:
-            await kopf.operator(
-                registry=registry,
-                settings=_settings(),
-                clusterwide=True,
-                standalone=True,
-                stop_flag=stop,
-                identity=None,
+            asyncio.run(
+                kopf.operator(
+                    registry=registry, settings=_settings(), clusterwide=True, standalone=True, stop_flag=stop
+                )
             )
-        finally:
-            stop.set()
-        raise RuntimeError("watching the API server ended")
+        except Exception as error:
+            log.debug("kopf ended", exc_info=error)
+            settle(str(getattr(error, "message", None) or error) or type(error).__name__)
+        else:
+            settle("kopf ended without an error")
 
     def _watch(self, registry: kopf.OperatorRegistry, plural: str, seen: Seen) -> None:
         async def handler(event: Any, **_: Any) -> None:
@@ -98,5 +123,16 @@ def _settings() -> kopf.OperatorSettings:
     settings.queueing.idle_timeout = 0.05
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
-    logging.getLogger("kopf").setLevel(logging.ERROR)
+    settings.networking.error_backoffs = (1, 2, 4)
+    # Its errors are tracebacks and reprs; what they come to is said by whoever lists, and by run().
+    logging.getLogger("kopf").setLevel(logging.CRITICAL)
     return settings
+
+
+def _settle(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[str], why: str) -> None:
+    def settle() -> None:
+        if not ended.done():
+            ended.set_result(why)
+
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(settle)

@@ -49,7 +49,7 @@ class Operator:
         self.vms: Controller | None = None
 
     async def run(self) -> None:
-        """Work until cancelled; raises when the API server cannot be watched."""
+        """Work until cancelled; raises when the API server does not answer at first."""
         cluster = await self.client.cluster_id()
         hypervisor = HypervisorReconciler(
             self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._driver, self._host_changed

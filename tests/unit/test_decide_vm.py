@@ -17,7 +17,7 @@ from homeostat.api.meta import FINALIZER
 from homeostat.api.observed import Absent, Answer, Domain, HostFacts, Owner, Pool, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import report, runstrategy, wanted
-from homeostat.decide.view import Decision, HostView, VMView
+from homeostat.decide.view import Decision, HostView, Say, VMView
 from homeostat.decide.vm import decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -376,3 +376,10 @@ def _check(wish: VirtualMachine, seen: VMView, decision: Decision, words: dict[s
     if wish.metadata.annotations:
         assert action is None
         assert decision.look is None
+
+
+def test_a_host_not_asked_yet_ends_no_run_and_a_step_is_not_written_at_once() -> None:
+    running = settled(status={"state": "Running", "reason": "Running"})
+    for reason, waits in (("HostNotAsked", True), ("Starting", False), ("HostUnreachable", False)):
+        assert report.passing(running, Decision(Say(reason))) == waits
+    assert report.passing(settled(), Decision(Say("Starting")))

@@ -459,6 +459,34 @@ async def test_a_list_begun_before_a_look_does_not_undo_it(host: Host, informer:
 
 
 @drill
+async def test_a_list_that_hangs_on_one_domain_delays_no_event(host: Host, informer: Watched) -> None:
+    held = host.held["domains"] = asyncio.Event()
+    await asyncio.sleep(40)  # the list has begun
+    host.put(row(B))
+    await asyncio.sleep(0.1)
+    assert B in informer.answer.domains
+    held.set()
+    await asyncio.sleep(0.1)
+    assert B in informer.answer.domains, "a list begun before an event undid it"
+    assert host.asked["domains"] == 2
+
+
+@drill
+async def test_since_when_a_host_is_silent_outlives_the_process_that_saw_it(host: Host, before: Watched) -> None:
+    host.opening, earlier = HostUnreachable(SYSTEM_ERROR, "Connection refused"), now()
+    await before.close()
+    await asyncio.sleep(100)
+    informer = HostInformer("hv", host, now, Settings(), lambda name, uuids: None, earlier)
+    informer.configure(URI, None)
+    await asyncio.sleep(1)
+    assert (informer.answer.reachable, informer.answer.since) == (False, earlier)
+    host.opening = None
+    await asyncio.sleep(60)
+    assert informer.answer.reachable
+    await informer.close()
+
+
+@drill
 async def test_a_look_at_a_host_that_is_no_longer_the_expected_one_is_unknown(host: Host, informer: Watched) -> None:
     host.held["domain_named"] = asyncio.Event()
     look = asyncio.create_task(informer.look(A, "ns_a"))

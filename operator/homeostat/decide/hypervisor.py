@@ -104,6 +104,12 @@ def released(hypervisor: Hypervisor, answer: HostAnswer) -> bool:
     )
 
 
+def silent_since(hypervisor: Hypervisor) -> datetime | None:
+    """Since when the host has not answered, by the status; None when it answered last."""
+    found = next((each for each in hypervisor.status.conditions if each.type == "Reachable"), None)
+    return found.last_transition_time if found is not None and found.status == "False" else None
+
+
 def _heard(hypervisor: Hypervisor, answer: HostAnswer) -> datetime | None:
     times = [time for time in (answer.heard, hypervisor.status.last_heard) if time is not None]
     return max(times) if times else None

@@ -50,12 +50,13 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
 
 
 def passing(vm: VirtualMachine, decision: Decision) -> bool:
-    """Whether this is a step normally over in seconds, so that writing it down can wait. The end of a run cannot."""
-    ended = vm.status.state in ("Running", "Paused") and reasons.VM[decision.say.reason].state not in (
-        "Running",
-        "Paused",
-    )
-    return reasons.VM[decision.say.reason].passing and decision.failed is None and not ended
+    """Whether this is a step normally over in seconds, so that writing it down can wait. The end of a run cannot.
+
+    A host that was not asked yet says nothing of a run's end.
+    """
+    row, alive = reasons.VM[decision.say.reason], ("Running", "Paused")
+    ended = vm.status.state in alive and row.state not in (*alive, "Unknown")
+    return row.passing and decision.failed is None and not ended
 
 
 def sentence(decision: Decision) -> str:

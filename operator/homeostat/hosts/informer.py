@@ -80,6 +80,7 @@ async def _within(seconds: float, code: int = RPC) -> AsyncIterator[None]:
 class HostInformer:
     """One Hypervisor's informer. `on_change` gets its name and the UUIDs with news; None: anything may have changed.
 
+    `silent_since` is since when an earlier process has had no answer.
     `connection` is what effects are performed on: None unless the expected host is connected and was listed in full.
     """
 
@@ -90,8 +91,9 @@ class HostInformer:
         now: Callable[[], datetime],
         settings: InformerSettings,
         on_change: Callable[[str, set[str] | None], None],
+        silent_since: datetime | None = None,
     ) -> None:
-        self.answer = HostAnswer(reachable=None)
+        self.answer = HostAnswer(reachable=None, since=silent_since)
         self.connection: Connection | None = None
         self._name, self._driver, self._now, self._settings, self._on_change = name, driver, now, settings, on_change
         self._target: tuple[str, Credentials | None] | None = None
@@ -196,22 +198,41 @@ class HostInformer:
         self._on_change(self._name, None)
 
     async def _follow(self, connection: Connection) -> None:
-        """Keep the cache current for as long as `connection` is the one in use."""
+        """Keep the cache current for as long as `connection` is the one in use.
+
+        A list waits for a domain that libvirt is destroying, ten seconds and more when its QEMU is stopped (measured);
+        events do not wait for the list.
+        """
+        tasks = {asyncio.create_task(work) for work in (self._lists(connection), self._events(connection))}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in done:
+            task.result()
+
+    async def _lists(self, connection: Connection) -> None:
         time = asyncio.get_running_loop().time
         resync, sweep = self._settings.host_resync_seconds, self._settings.sweep_seconds
         listed = swept = time()
         while self.connection is connection:
-            await self._awake(min(listed + resync, swept + sweep) - time())
-            if self.connection is not connection:
-                return
             if time() >= swept + sweep:
                 swept = listed = time()
                 await self._sweep(connection)
             elif self._relist or time() >= listed + resync:
                 self._relist, listed = False, time()
                 self._tell(await self._list(connection, definitions_of_all=False))
+            else:
+                await self._awake(min(listed + resync, swept + sweep) - time())
+
+    async def _events(self, connection: Connection) -> None:
+        while self.connection is connection:
             if self._dirty:
                 await self._read_dirty(connection)
+            else:
+                await self._awake(self._settings.sweep_seconds)
 
     async def _awake(self, seconds: float) -> None:
         """Until something happens, at most for so long."""
@@ -336,7 +357,7 @@ class HostInformer:
         old = self.answer
         if (old.reachable, old.reason, old.message) == (False, reason, message):
             return
-        since = old.since if old.reachable is False else self._now()
+        since = self._now() if old.reachable else old.since or self._now()
         self.answer = replace(old, reachable=False, since=since, reason=reason, message=message)
         log.info("%s cannot be used: %s", self._name, message)
         self._on_change(self._name, None)

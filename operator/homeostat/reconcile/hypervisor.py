@@ -102,7 +102,8 @@ class HypervisorReconciler:
                 )
         informer = self._fleet.informers.get(name)
         if informer is None:
-            informer = HostInformer(name, self._driver, self._now, self._settings, self._on_change)
+            silent = verdicts.silent_since(hypervisor)
+            informer = HostInformer(name, self._driver, self._now, self._settings, self._on_change, silent)
             self._fleet.informers[name] = informer
         informer.configure(spec.uri, credentials, spec.host_uuid or hypervisor.status.host_uuid)
         return None
@@ -142,6 +143,8 @@ class HypervisorReconciler:
         resync = SECRET_RESYNC_SECONDS if hypervisor.spec.credentials is not None else None
         if status.wire() == old.wire():
             return resync
+        if status.reason == "Connecting" and old.reason and old.observed_generation == status.observed_generation:
+            return resync  # this process only began: what the last one saw stands until the host was asked
         now = asyncio.get_running_loop().time()
         left = self._written.get(name, -1e9) + self._settings.hypervisor_write_seconds - now
         transition = (status.reason, status.host_uuid, status.observed_generation) != (

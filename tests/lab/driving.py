@@ -98,13 +98,18 @@ def guest(*, boots: bool = False) -> Guest:
     return replace(one, config=replace(one.config, disks=disks))
 
 
-@asynccontextmanager
-async def defined(driven: Driven, one: Guest) -> AsyncIterator[Guest]:
-    """A VM with its volumes, defined; all of it is gone at the end."""
+async def make(driven: Driven, one: Guest) -> None:
+    """Create a VM's volumes and define it."""
     backing = (f"{BASE}/base.qcow2", "qcow2")
     await driven.do(act.CreateVolume("", "default", one.volume("root"), "qcow2", None, backing))
     await driven.do(act.CreateVolume("", "default", one.volume("data"), "raw", 1 << 20))
     await driven.do(one.define())
+
+
+@asynccontextmanager
+async def defined(driven: Driven, one: Guest) -> AsyncIterator[Guest]:
+    """A VM with its volumes, defined; all of it is gone at the end."""
+    await make(driven, one)
     try:
         yield one
     finally:

@@ -9,12 +9,12 @@ import threading
 
 
 class Relay:
-    """Listens on loopback and forwards to one address. Used as a context manager."""
+    """Listens on loopback and forwards to one port of an address. Used as a context manager."""
 
     def __init__(self, address: str, port: int = 16509) -> None:
         self._target = (address, port)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self.requests = 0
         self.muted = threading.Event()
 
@@ -31,20 +31,19 @@ class Relay:
     @property
     def open(self) -> int:
         """How many connections a client holds open through it."""
-        return sum(client.fileno() >= 0 for client, _ in self._pairs)
+        return len(self._pairs)
 
     def hang_up(self) -> None:
         """Close all connections."""
-        for pair in self._pairs:
-            for end in pair:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+        for pair in list(self._pairs):
+            _shut(*pair)
 
     def __enter__(self) -> Relay:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
     def __exit__(self, *_error: object) -> None:
+        _shut(self._listener)
         self._listener.close()
         self.hang_up()
 
@@ -53,28 +52,31 @@ class Relay:
             while True:
                 client = self._listener.accept()[0]
                 host = socket.create_connection(self._target)
-                self._pairs.append((client, host))
-                for pump in (self._requests, self._replies):
-                    threading.Thread(target=pump, args=(client, host), daemon=True).start()
+                self._pairs.add((client, host))
+                threading.Thread(target=self._serve, args=(client, host), daemon=True).start()
 
-    def _requests(self, client: socket.socket, host: socket.socket) -> None:
-        with client.makefile("rb") as stream, contextlib.suppress(OSError):
-            while head := stream.read(4):
-                body = stream.read(int.from_bytes(head) - 4)
-                if body[:4] != b"keep":
-                    self.requests += 1
-                host.sendall(head + body)
-        self._end(client, host)
-
-    def _replies(self, client: socket.socket, host: socket.socket) -> None:
+    def _serve(self, client: socket.socket, host: socket.socket) -> None:
+        requests = threading.Thread(target=self._forward, args=(client, host), daemon=True)
+        requests.start()
         with contextlib.suppress(OSError):
             while data := host.recv(65536):
                 if not self.muted.is_set():
                     client.sendall(data)
-        self._end(client, host)
-
-    def _end(self, client: socket.socket, host: socket.socket) -> None:
-        for end in (client, host):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+        _shut(client, host)
+        requests.join()
+        self._pairs.discard((client, host))
         client.close()
+        host.close()
+
+    def _forward(self, client: socket.socket, host: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                self.requests += b"keep" not in data  # libvirt sends each message of these drills in one piece
+                host.sendall(data)
+        _shut(client, host)
+
+
+def _shut(*ends: socket.socket) -> None:
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)

@@ -20,25 +20,20 @@ def start(name: str, target: Job) -> None:
 
 
 class Lane:
-    """At most `threads` daemon threads, started when needed, that run jobs in order of arrival. Jobs must not raise."""
+    """A daemon thread that runs jobs in order of arrival. Jobs must not raise."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        self._name, self._limit = name, threads
+    def __init__(self, name: str) -> None:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._threads = self._idle = 0
-        self._stopped = False
+        self._stopped = self._over = False
+        start(name, self._work)
 
     def submit(self, job: Job) -> None:
         """Queue a job; one submitted after stop() never runs."""
         with self._changed:
-            if self._stopped:
-                return
-            self._jobs.append(job)
-            if len(self._jobs) > self._idle and self._threads < self._limit:
-                self._threads += 1
-                start(f"{self._name}-{self._threads}", self._work)
-            self._changed.notify()
+            if not self._stopped:
+                self._jobs.append(job)
+                self._changed.notify_all()
 
     def withdraw(self, job: Job) -> bool:
         """Take back a job; False when it has been started, or was never here."""
@@ -50,19 +45,25 @@ class Lane:
             return True
 
     def stop(self) -> None:
-        """Drop the jobs that wait; each thread ends once its present job returns."""
+        """Drop the jobs that wait; the thread ends once its present job returns."""
         with self._changed:
             self._stopped = True
             self._jobs.clear()
             self._changed.notify_all()
 
+    def drain(self) -> None:
+        """After stop(): block until no job runs any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over)
+
     def _work(self) -> None:
         while (job := self._next()) is not None:
             job()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
 
     def _next(self) -> Job | None:
         with self._changed:
-            self._idle += 1
             self._changed.wait_for(lambda: self._stopped or self._jobs)
-            self._idle -= 1
             return self._jobs.popleft() if self._jobs else None

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: D102 - the port says what each method returns
-"""The driver on libvirt-python: several libvirt connections per host, so that a call that hangs harms only its like.
+"""The driver on libvirt-python: connections of their own for each purpose, so that what hangs harms only its like.
 
-`observe` carries states, XML and events; `effects` what changes domains; `storage` pools and volumes (a dead NFS server
-hangs these); `agent` what waits for a program inside a guest. All but `observe` are opened when first used. The host
-counts as lost when `observe` is; another one that is lost ends its own calls and is opened again for the next.
+`observe` carries states, definitions and events; `effects` what changes domains; `storage` pools and volumes (a dead
+NFS server hangs these); `agent` what waits for a program inside a guest; `facts` what makes libvirt examine the host.
+All but `observe` are opened when first used. The host counts as lost when `observe` is; the end of any other is only
+that of its own call.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import Callable
@@ -19,19 +21,27 @@ import libvirt
 
 from homeostat.api.observed import HostFacts, Pool, Volume
 from homeostat.hosts import lanes, reads
-from homeostat.hosts.driver import NO_DOMAIN, Connection, Credentials, DomainRow, Driver, Event, HostError
-from homeostat.hosts.links import DriverSettings, Endpoint, Link
+from homeostat.hosts.driver import (
+    NO_DOMAIN,
+    RPC,
+    Connection,
+    Credentials,
+    DomainRow,
+    Driver,
+    Event,
+    HostError,
+    HostUnreachable,
+)
+from homeostat.hosts.links import DriverSettings, Endpoint, Links
 from homeostat.hosts.names import METADATA_KEY, METADATA_NAMESPACE
-from homeostat.hosts.sessions import Virt, host_error
+from homeostat.hosts.sessions import Session, Virt, host_error
 
 __all__ = ["DriverSettings", "LibvirtConnection", "LibvirtDriver"]
 
 T = TypeVar("T")
 
-# A libvirt daemon works on 5 requests of a connection at a time (max_client_requests); the next one waits in a buffer,
-# out of reach. One is left free.
-_THREADS_PER_CONNECTION = 4
-_OBSERVE_THREADS = 3
+_STORAGE, _AGENT = 4, 4
+_REFUSAL_SECONDS, _AGENT_SHUTDOWN_SECONDS = 2.0, 70.0  # libvirt itself waits for a minute
 
 
 class LibvirtDriver(Driver):
@@ -63,31 +73,33 @@ class LibvirtConnection(Connection):
         self.deadline, self._long, self._agent_deadline = (
             settings.deadline, settings.long_deadline, settings.agent_deadline,
         )  # fmt: skip
-        self._observe = Link("observe", endpoint, _OBSERVE_THREADS, self._lost)
-        self._agent = Link("agent", endpoint, _THREADS_PER_CONNECTION)
-        self._storage = Link("storage", endpoint, _THREADS_PER_CONNECTION)
-        self._effects = [
-            Link("effects", endpoint, min(_THREADS_PER_CONNECTION, settings.effect_threads - first))
-            for first in range(0, settings.effect_threads, _THREADS_PER_CONNECTION)
-        ]
+        self._endpoint = endpoint
+        self._observe: Session | None = None
+        self._facts = Links("facts", endpoint, 1)
+        self._agent = Links("agent", endpoint, _AGENT)
+        self._storage = Links("storage", endpoint, _STORAGE)
+        self._effects = Links("effects", endpoint, settings.effect_threads)
         self._on_event: Callable[[Event], None] = lambda event: None
         self._on_close: Callable[[str], None] | None = None
 
     async def start(self) -> None:
         """Open the connection for observation and have its events sent."""
-        session = await self._observe.open()
+        self._observe = session = await self._endpoint.connect("observe", self._lost)
 
         def enqueue(uuid: str, kind: str) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 session.loop.call_soon_threadsafe(self._event, Event(uuid, kind))
 
-        session.callbacks = await session.run(lambda virt: reads.register_events(virt, enqueue), self.deadline)
+        def register(virt: Virt) -> None:
+            session.callbacks = reads.register_events(virt, enqueue)
+
+        await session.run(register, self.deadline)
 
     def subscribe(self, on_event: Callable[[Event], None], on_close: Callable[[str], None]) -> None:
         """See Connection.subscribe. What happened before is not replayed, except that the connection was lost."""
         self._on_event, self._on_close = on_event, on_close
-        if self._observe.closed:
-            self._lost(self._observe.closed)
+        if self._observe is not None and self._observe.ended:
+            self._lost(self._observe.ended)
 
     async def close(self) -> None:
         """End the connection; calls under way end with HostUnreachable. on_close is not called."""
@@ -95,7 +107,7 @@ class LibvirtConnection(Connection):
         self._close_links("the connection was closed")
 
     async def facts(self) -> HostFacts:
-        host = await self._read(reads.host)
+        host = await self._facts.call(reads.host, self.deadline)
         try:
             return replace(host, pools=await self._storage.call(reads.pools, self._agent_deadline))
         except HostError:  # storage that hangs must not make the host unknown
@@ -142,10 +154,9 @@ class LibvirtConnection(Connection):
 
     async def shutdown(self, uuid: str, *, agent: bool) -> None:
         if agent:
-            await self._agent.call(
-                lambda virt: virt.lookupByUUIDString(uuid).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT),
-                self._agent_deadline, effect=True,
-            )  # fmt: skip
+            await self._ask_agent(
+                lambda virt: virt.lookupByUUIDString(uuid).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+            )
         else:
             await self._on(uuid, lambda domain: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
 
@@ -171,7 +182,9 @@ class LibvirtConnection(Connection):
         await self._on(uuid, lambda domain: domain.managedSaveRemove(0))
 
     async def _read(self, work: Callable[[Virt], T]) -> T:
-        return await self._observe.call(work, self.deadline)
+        if self._observe is None:
+            raise HostUnreachable(RPC, "it is not connected")
+        return await self._observe.run(work, self.deadline)
 
     async def _store(self, work: Callable[[Virt], object]) -> None:
         await self._storage.call(work, self.deadline, effect=True)
@@ -180,8 +193,16 @@ class LibvirtConnection(Connection):
         await self._effect(lambda virt: work(virt.lookupByUUIDString(uuid)), deadline)
 
     async def _effect(self, work: Callable[[Virt], object], deadline: float | None = None) -> None:
-        link = min(self._effects, key=lambda one: one.busy)
-        await link.call(work, deadline or self.deadline, effect=True)
+        await self._effects.call(work, deadline or self.deadline, effect=True)
+
+    async def _ask_agent(self, work: Callable[[Virt], object]) -> None:
+        """Refused at once or not at all: libvirt returns when the guest is off, or after a minute.
+
+        Asked for longer than this, the request is with the guest's process or, if not begun, taken back.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REFUSAL_SECONDS):
+                await self._agent.call(work, _AGENT_SHUTDOWN_SECONDS)
 
     def _event(self, event: Event) -> None:
         self._on_event(event)
@@ -193,8 +214,10 @@ class LibvirtConnection(Connection):
             on_close(why)
 
     def _close_links(self, why: str) -> None:
-        for link in (self._observe, self._agent, self._storage, *self._effects):
-            link.close(why)
+        if self._observe is not None:
+            self._observe.end(why)
+        for links in (self._facts, self._agent, self._storage, self._effects):
+            links.close(why)
 
 
 def _or_none(work: Callable[[Virt], T]) -> Callable[[Virt], T | None]:

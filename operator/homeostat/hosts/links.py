@@ -27,62 +27,95 @@ class DriverSettings:
     agent_deadline: float = 20.0
 
 
-@dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a host is and how it is spoken to."""
+    """A host as it is reached: connections to it are opened one after the other, which tells their sockets apart."""
 
-    uri: str
-    credentials: Credentials | None
-    settings: DriverSettings
+    def __init__(self, uri: str, credentials: Credentials | None, settings: DriverSettings) -> None:
+        self.settings = settings
+        self._uri, self._credentials = uri, credentials
+        self._one_at_a_time = asyncio.Lock()
+
+    async def connect(self, name: str, on_end: Callable[[str], None]) -> Session:
+        """A new session. May take for ever; cancel it."""
+        keepalive = self.settings.keepalive_interval, self.settings.keepalive_count
+        async with self._one_at_a_time:
+            opened = await open_in_thread(self._uri, self._credentials, keepalive)
+        session = Session(f"libvirt-{name}", opened, on_end)
+        try:
+            await session.run(session.watch, self.settings.deadline)
+        except BaseException:
+            session.end("it was given up on while it was being opened")
+            raise
+        return session
 
 
-class Link:
-    """A libvirt connection for one purpose, opened when first used and again after it was lost."""
+class Links:
+    """Connections for one purpose: up to `most`, opened when they are needed, each used by one call at a time."""
 
-    def __init__(
-        self, name: str, endpoint: Endpoint, threads: int, on_end: Callable[[str], None] = lambda why: None
-    ) -> None:
-        self._name, self._endpoint, self._threads, self._on_end = name, endpoint, threads, on_end
-        self._session: Session | None = None
-        self._opening = asyncio.Lock()
-        self.closed = ""
-
-    @property
-    def busy(self) -> int:
-        """How many calls are waiting or under way."""
-        return len(self._session.calls) if self._session else 0
+    def __init__(self, name: str, endpoint: Endpoint, most: int) -> None:
+        self._name, self._endpoint = name, endpoint
+        self._free = asyncio.Semaphore(most)
+        self._sessions: set[Session] = set()
+        self._idle: list[Session] = []
+        self._opening: set[asyncio.Task[Session]] = set()
+        self._closed = ""
 
     async def call(self, work: Callable[[Virt], T], deadline: float, *, effect: bool = False) -> T:
-        """Run `work` on the connection: see Session.run."""
+        """Run `work` on one of the connections: see Session.run. Waits for its turn without a limit."""
+        await self._free.acquire()
         try:
-            async with asyncio.timeout(self._endpoint.settings.connect_timeout):
-                session = await self._ready()
-        except TimeoutError:
-            raise HostUnreachable(NO_CONNECT, f"a connection for {self._name} was not answered in time") from None
-        return await session.run(work, deadline, effect=effect)
-
-    async def open(self) -> Session:
-        """Open the connection now, however long it takes."""
-        settings = self._endpoint.settings
-        keepalive = settings.keepalive_interval, settings.keepalive_count
-        opened = await open_in_thread(self._endpoint.uri, self._endpoint.credentials, keepalive)
-        self._session = Session(f"libvirt-{self._name}", opened, self._threads, self._on_end)
-        if self.closed:
-            self._session.end(self.closed)
-        await self._session.run(self._session.watch, settings.deadline)
-        return self._session
+            session = await self._session()
+        except BaseException:
+            self._free.release()
+            raise
+        return await session.run(work, deadline, effect=effect, after=lambda: self._give_back(session))
 
     def close(self, why: str) -> None:
         """End the calls under way with HostUnreachable, and refuse new ones."""
-        self.closed = self.closed or why
-        if self._session is not None:
-            self._session.end(why)
+        self._closed = self._closed or why
+        for attempt in self._opening:
+            attempt.cancel()
+        for session in list(self._sessions):
+            session.end(why)
 
-    async def _ready(self) -> Session:
-        async with self._opening:
-            if self.closed:
-                raise HostUnreachable(RPC, self.closed)
-            if self._session is None or self._session.ended:
-                await self.open()
-            assert self._session is not None
-            return self._session
+    async def _session(self) -> Session:
+        if self._idle:
+            return self._idle.pop()
+        self._refuse_when_closed()
+        session = await self._opened()
+        self._sessions.add(session)
+        return session
+
+    async def _opened(self) -> Session:
+        """A new session; HostUnreachable when that takes too long, or is ended by close()."""
+        opening = asyncio.create_task(self._endpoint.connect(self._name, self._forget))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+        try:
+            done, _ = await asyncio.wait({opening}, timeout=self._endpoint.settings.connect_timeout)
+            self._refuse_when_closed()
+            if not done:
+                raise HostUnreachable(NO_CONNECT, f"a connection for {self._name} was not answered in time")
+            return opening.result()
+        except BaseException:
+            opening.cancel()
+            opening.add_done_callback(_end_late)
+            raise
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise HostUnreachable(RPC, self._closed)
+
+    def _forget(self, _why: str) -> None:
+        self._sessions = {session for session in self._sessions if not session.ended}
+        self._idle = [session for session in self._idle if not session.ended]
+
+    def _give_back(self, session: Session) -> None:
+        if not session.ended:
+            self._idle.append(session)
+        self._free.release()
+
+
+def _end_late(opening: asyncio.Task[Session]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().end("it was opened too late")

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One libvirt connection, the threads that call into it, and its end.
+"""One libvirt connection, the thread that calls into it, and its end.
 
 A call that has been given up on still occupies libvirt: nothing but its return, or the end of the connection, makes it
 certain that this process will not carry it out any more. Effects are therefore waited for until one of the two.
+
+One thread for each connection, never more: libvirt's client before 10.3 crashes the process when the thread that reads
+for all callers of a connection returns while another one takes over (CVE-2024-4418).
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ LOST = {0: "an error", 1: "end of file", 2: "no answer to keep-alive messages", 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A libvirt connection that answers, and the inode of its socket where that is known."""
+    """A libvirt connection that answers, and what cuts its socket: every call on it then ends at once."""
 
     virt: Virt
-    socket: int | None
+    cut: Callable[[], None]
 
 
 def host_error(error: libvirt.libvirtError) -> HostError:
@@ -65,7 +68,10 @@ class Attempt:
     def abandon(self) -> None:
         """In a thread: cut the connection that is being opened, until the attempt returns."""
         while not self._over.wait(1.0):
-            sockets.shut_unclaimed(self._before, self._peers)
+            self._cut()
+
+    def _cut(self) -> None:
+        sockets.shut_unclaimed(self._before, self._peers)
 
     def _open(self, address: Address) -> Opened:
         try:
@@ -76,7 +82,8 @@ class Attempt:
             if address.directory and "verify peer's certificate" in message:
                 message = ": ".join(filter(None, (message, certificate_fault(self._uri, address))))
             raise HostUnreachable(cause.code, message, cause.domain) from None
-        opened = Opened(virt, sockets.claim(self._before, self._peers))
+        inode = sockets.claim(self._before, self._peers)
+        opened = Opened(virt, self._cut if inode is None else lambda: sockets.release(inode))
         with contextlib.suppress(libvirt.libvirtError):  # a host that does not know keep-alive is used without
             virt.setKeepAlive(*self._keepalive)
         return opened
@@ -97,7 +104,7 @@ async def open_in_thread(uri: str, credentials: Credentials | None, keepalive: t
     def deliver(opened: Opened | None, error: HostError | None) -> None:
         if answer.done():
             if opened is not None:
-                lanes.start("libvirt-close", lambda: dispose(opened, []))
+                lanes.start("libvirt-close", lambda: discard(opened))
         elif error is not None:
             answer.set_exception(error)
         elif opened is not None:
@@ -124,9 +131,10 @@ async def open_in_thread(uri: str, credentials: Credentials | None, keepalive: t
 
 
 def dispose(opened: Opened, callbacks: list[int]) -> None:
-    """Close for good. Callbacks left registered would keep the connection and its file descriptors."""
-    if opened.socket is not None:
-        sockets.release(opened.socket)
+    """Close for good. Callbacks left registered would keep the connection and its file descriptors.
+
+    No other thread may be in a call on it: libvirt frees it under that call.
+    """
     for callback in callbacks:
         with contextlib.suppress(libvirt.libvirtError):
             opened.virt.domainEventDeregisterAny(callback)
@@ -135,28 +143,32 @@ def dispose(opened: Opened, callbacks: list[int]) -> None:
             last()
 
 
-class Call(Generic[T]):
-    """One piece of work for a session's threads, and the future of its result."""
+def discard(opened: Opened) -> None:
+    """Close a connection that nobody has used."""
+    opened.cut()
+    dispose(opened, [])
 
-    def __init__(self, session: Session, work: Callable[[Virt], T], deadline: float) -> None:
-        self._session, self._work, self._deadline = session, work, deadline
+
+class Call(Generic[T]):
+    """One piece of work for a session's thread. `after` is called once, on the loop, when the thread is free of it."""
+
+    def __init__(self, session: Session, work: Callable[[Virt], T], deadline: float, after: Callable[[], None]) -> None:
+        self._session, self._work, self._deadline, self._after = session, work, deadline, after
         self._timer: asyncio.TimerHandle | None = None
+        self._over = False
         self.future: asyncio.Future[T] = session.loop.create_future()
-        self.future.add_done_callback(self._settled)
 
     def execute(self) -> None:
-        """In a thread: run the work; its result goes to the future, on the loop."""
-        if self._session.ended:
-            return
+        """In the thread: run the work; its result goes to the future, on the loop."""
         self._post(self._began)
         try:
             result = self._work(self._session.opened.virt)
         except HostError as error:
-            self._post(self._resolve, None, error)
+            self._post(self.settle, None, error)
         except libvirt.libvirtError as error:
-            self._post(self._resolve, None, self._session.translate(error))
+            self._post(self.settle, None, self._session.translate(error))
         else:
-            self._post(self._resolve, result, None)
+            self._post(self.settle, result, None)
 
     async def outlast(self) -> T:
         """The result. Cancelled: take the work back if it has not begun, else wait for its end and raise then."""
@@ -165,8 +177,7 @@ class Call(Generic[T]):
             try:
                 await asyncio.wait([self.future])
             except asyncio.CancelledError:
-                if self._session.lane.withdraw(self.execute):
-                    self.future.cancel()
+                if self._withdrawn():
                     raise
                 cancelled = True
         if cancelled:
@@ -179,33 +190,37 @@ class Call(Generic[T]):
         try:
             return await self.future
         except asyncio.CancelledError:
-            if self._session.lane.withdraw(self.execute):
-                self._cancel_timer()
+            self._withdrawn()
             raise
 
+    def settle(self, result: Any, error: HostError | None) -> None:
+        """The work is over, or its connection is; only the first time counts."""
+        if self._over:
+            return
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._session.calls.discard(self)
+        if not self.future.done():
+            if error is not None:
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(result)
+        self._after()
+
+    def _withdrawn(self) -> bool:
+        if not self._session.lane.withdraw(self.execute):
+            return False
+        self.future.cancel()
+        self.settle(None, None)
+        return True
+
     def _began(self) -> None:
-        self._timer = self._session.loop.call_later(self._deadline, self._overdue)
+        if not self._over:
+            self._timer = self._session.loop.call_later(self._deadline, self._overdue)
 
     def _overdue(self) -> None:
         self._session.end(f"a call was not answered within {self._deadline:g} s; its connection was closed")
-
-    def _resolve(self, result: Any, error: HostError | None) -> None:
-        self._cancel_timer()
-        if self.future.done():
-            return
-        if error is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(result)
-
-    def _settled(self, future: asyncio.Future[T]) -> None:
-        if not future.cancelled():  # an abandoned call keeps its timer: its thread is still taken
-            self._cancel_timer()
-        self._session.calls.discard(self)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
 
     def _post(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -213,26 +228,38 @@ class Call(Generic[T]):
 
 
 class Session:
-    """An open libvirt connection with its threads. `on_end` is called once, on the loop, with why it ended."""
+    """An open libvirt connection with its thread. `on_end` is called once, on the loop, with why it ended."""
 
-    def __init__(self, name: str, opened: Opened, threads: int, on_end: Callable[[str], None]) -> None:
+    def __init__(self, name: str, opened: Opened, on_end: Callable[[str], None]) -> None:
         self.loop = asyncio.get_running_loop()
-        self.opened, self.lane, self._on_end = opened, lanes.Lane(name, threads), on_end
+        self.opened, self.lane, self._on_end = opened, lanes.Lane(name), on_end
         self.calls: set[Call[Any]] = set()
         self.ended = ""
         self.callbacks: list[int] = []
 
     def watch(self, virt: Virt) -> None:
-        """In a thread: have libvirt say when the connection is lost."""
+        """In the thread: have libvirt say when the connection is lost."""
         virt.registerCloseCallback(self._closed, None)
 
-    async def run(self, work: Callable[[Virt], T], deadline: float, *, effect: bool = False) -> T:
-        """Run `work` in a thread; HostError, or HostUnreachable when the session ends first or `deadline` passes."""
+    async def run(
+        self,
+        work: Callable[[Virt], T],
+        deadline: float,
+        *,
+        effect: bool = False,
+        after: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Run `work` in the thread, after what was asked before; HostError with libvirt's words.
+
+        HostUnreachable when the session ends first, which it does when `deadline` (seconds, from the beginning of the
+        work) passes. An `effect` is not let go of by a cancellation before that. `after`: see Call.
+        """
+        call = Call(self, work, deadline, after)
         if self.ended:
-            raise HostUnreachable(RPC, self.ended)
-        call = Call(self, work, deadline)
-        self.calls.add(call)
-        self.lane.submit(call.execute)
+            call.settle(None, HostUnreachable(RPC, self.ended))
+        else:
+            self.calls.add(call)
+            self.lane.submit(call.execute)
         return await (call.outlast() if effect else call.abandonable())
 
     def translate(self, error: libvirt.libvirtError) -> HostError:
@@ -244,16 +271,20 @@ class Session:
         return HostUnreachable(cause.code, self.ended or cause.message, cause.domain)
 
     def end(self, why: str) -> None:
-        """End every call with HostUnreachable and close the connection, in a thread since that may block."""
+        """Cut the connection, end every call with HostUnreachable, and close it in a thread since that may block."""
         if self.ended:
             return
         self.ended = why
         self.lane.stop()
+        self.opened.cut()
         for call in list(self.calls):
-            if not call.future.done():
-                call.future.set_exception(HostUnreachable(RPC, why))
-        lanes.start("libvirt-close", lambda: dispose(self.opened, self.callbacks))
+            call.settle(None, HostUnreachable(RPC, why))
+        lanes.start("libvirt-close", self._close)
         self._on_end(why)
+
+    def _close(self) -> None:
+        self.lane.drain()
+        dispose(self.opened, self.callbacks)
 
     def _alive(self) -> bool:
         try:

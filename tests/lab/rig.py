@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ SHORT = {
     "keepalive_interval_seconds": 1,
     "keepalive_count": 3,
 }
+SHORT_OPTIONS = [f"--set={name}={value}" for name, value in SHORT.items()]
 Object = dict[str, Any]
 
 
@@ -34,8 +36,7 @@ class Rig:
 
     def __init__(self, plane: ControlPlane, lab: Lab, directory: Path) -> None:
         self.plane, self.lab, self.directory = plane, lab, directory
-        options = [f"--set={name}={value}" for name, value in SHORT.items()]
-        self.operator = OperatorProcess(directory, plane.kubeconfig, "--lease-seconds=0", *options)
+        self.operator = OperatorProcess(directory, plane.kubeconfig, "--lease-seconds=0", *SHORT_OPTIONS)
 
     def prepare(self) -> None:
         """CRDs, the operator's namespace, a Hypervisor for each host; the operator is started."""
@@ -46,6 +47,12 @@ class Rig:
         self.operator.start()
         for number in range(1, len(self.lab.hosts) + 1):
             self.until(lambda n=number: self.state("hv", f"h{n}") == "Ready", f"h{number} to be Ready")  # type: ignore[misc]
+
+    def another(self, name: str, *options: str, kubeconfig: Path | None = None) -> OperatorProcess:
+        """An operator beside the rig's own, not started, with a log of its own and the shipped settings."""
+        directory = self.directory / name
+        shutil.rmtree(directory, ignore_errors=True)
+        return OperatorProcess(directory, kubeconfig or self.plane.kubeconfig, *options)
 
     def restore(self) -> None:
         """Bring back what a drill may have left.

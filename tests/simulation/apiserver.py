@@ -202,7 +202,7 @@ class ApiServer:
         made = self.create(target, {**body, "metadata": {**body.get("metadata", {}), "name": target.name}}, "")
         shape = self._schema(target)
         part = self._applied_part(target, body)
-        self.owners[target.key] = {f"{manager}/": set(ownership.paths(part, shape))}
+        self.owners[target.key] = {f"{manager}/": set(ownership.fields(part, shape))}
         return made
 
     @staticmethod

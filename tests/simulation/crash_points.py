@@ -55,7 +55,7 @@ class Point:
     meanwhile: str
 
     def __str__(self) -> str:
-        return f"{self.effect} × {self.fault} × {self.meanwhile}"
+        return f"{self.fault} at {self.effect}, meanwhile {self.meanwhile}"
 
 
 # Scenarios ------------------------------------------------------------------------------------------------------------
@@ -67,6 +67,12 @@ async def _nothing(world: World) -> None:
 
 async def _running(world: World) -> None:
     world.vm("web", disks=[DISK])
+    await world.running("web")
+    await world.settle(90)
+
+
+async def _with_two_disks(world: World) -> None:
+    world.vm("web", disks=[DISK, DISK | {"name": "data", "deletionPolicy": "Delete"}])
     await world.running("web")
     await world.settle(90)
 
@@ -109,7 +115,7 @@ SCENARIOS = (
     Scenario("stop", _running, lambda w: w.edit("vm", "web", runStrategy="Halted"), _off),
     Scenario("restart", _running, lambda w: w.edit("vm", "web", power={"request": "again"}), _restarted),
     Scenario("reschedule", _halted, _move, _moved),
-    Scenario("delete", _running, lambda w: w.delete("vm", "web"), _gone),
+    Scenario("delete", _with_two_disks, lambda w: w.delete("vm", "web"), _gone),
 )
 
 
@@ -217,6 +223,12 @@ def points(scenario: Scenario, effects: list[Effect]) -> Iterator[Point]:
         for fault in FAULTS:
             for meanwhile in MEANWHILE:
                 yield Point(effect, fault, meanwhile)
+
+
+def pair(point: Point) -> tuple[str, str]:
+    """What a point does to what, whichever the host: (action, fault)."""
+    words = point.effect.name.split()
+    return " ".join(words[1:] if words[0] in ("h1", "h2") else words), point.fault
 
 
 async def _strike(world: World, scenario: Scenario, point: Point) -> None:

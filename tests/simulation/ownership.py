@@ -7,7 +7,6 @@ Lists without a type, and scalars, are owned as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from tests.simulation.schema import Schema, clone, item_key
@@ -16,41 +15,51 @@ Path = tuple[Any, ...]
 Owners = dict[str, set[Path]]
 
 
-def paths(value: Any, schema: Schema, at: Path = ()) -> Iterator[Path]:
-    """The fields that an applied value names. An empty map or list map is a field, and so is each item."""
+HOLDER = object()
+"""Stands for a map, a list map or a list set: no value of its own, but fields in it."""
+
+
+def fields(value: Any, schema: Schema) -> dict[Path, Any]:
+    """The fields that a value names, with their values. An empty map or list map is a field, and so is each item."""
+    found: dict[Path, Any] = {}
+    _collect(value, schema, (), found)
+    found.pop((), None)
+    return found
+
+
+def _collect(value: Any, schema: Schema, at: Path, found: dict[Path, Any]) -> None:
     kind = schema.get("x-kubernetes-list-type")
+    found[at] = HOLDER
     if isinstance(value, dict) and schema.get("x-kubernetes-map-type") != "atomic":
-        if at:
-            yield at
         for name, each in value.items():
-            yield from paths(each, _below(schema, name), (*at, name))
+            _collect(each, _below(schema, name), (*at, name), found)
     elif isinstance(value, list) and kind == "map":
-        yield at
         for item in value:
-            yield from paths(item, schema["items"], (*at, ("k", item_key(item, schema))))
+            _collect(item, schema["items"], (*at, ("k", item_key(item, schema))), found)
     elif isinstance(value, list) and kind == "set":
-        yield at
-        for item in value:
-            yield (*at, ("v", item))
+        found.update({(*at, ("v", item)): item for item in value})
     else:
-        yield at
+        found[at] = value
 
 
 def _below(schema: Schema, name: str) -> Schema:
+    below: Schema | None = schema.get("properties", {}).get(name)
+    if below is not None:
+        return below
     extra = schema.get("additionalProperties")
-    below: Schema = schema.get("properties", {}).get(name, extra if isinstance(extra, dict) else {})
-    return below
+    return extra if isinstance(extra, dict) else {}
 
 
 def conflicts(live: Any, applied: Any, schema: Schema, owners: Owners, manager: str) -> list[tuple[str, Path]]:
     """Fields of others that the applied value would change."""
-    found = []
-    for path in paths(applied, schema):
-        wanted, there = get(applied, path, schema), get(live, path, schema)
-        if _holds_fields(wanted, path, applied, schema) or wanted == there:
-            continue
-        found += [(other, path) for other, fields in owners.items() if other != manager and path in fields]
-    return found
+    wanted = fields(applied, schema)
+    return [
+        (other, path)
+        for other, owned in owners.items()
+        if other != manager
+        for path in owned & wanted.keys()
+        if wanted[path] is not HOLDER and wanted[path] != get(live, path, schema)
+    ]
 
 
 def apply(
@@ -58,9 +67,9 @@ def apply(
 ) -> dict[str, Any]:
     """The object after an apply by `manager`, with force; `owners` is brought up to date."""
     result: dict[str, Any] = clone(live)
-    named = set(paths(applied, schema))
+    named = set(fields(applied, schema))
     for path in sorted(owners.get(manager, set()) - named, key=len):
-        kept = any(path in fields for other, fields in owners.items() if other != manager)
+        kept = any(path in owned for other, owned in owners.items() if other != manager)
         if not kept and not _holds_fields_of_others(path, owners, manager):
             _remove(result, path, schema)
     for other, path in conflicts(live, applied, schema, owners, manager):
@@ -70,43 +79,26 @@ def apply(
 
 
 def _holds_fields_of_others(path: Path, owners: Owners, manager: str) -> bool:
-    return any(each[: len(path)] == path for other, fields in owners.items() if other != manager for each in fields)
+    return any(each[: len(path)] == path for other, owned in owners.items() if other != manager for each in owned)
 
 
 def changed_by_update(before: Any, after: Any, schema: Schema, owners: Owners, manager: str) -> None:
     """Ownership after a write that is no apply: whoever changes a field has it, removed fields belong to nobody."""
-    there = set(paths(after, schema))
-    written = {
-        path
-        for path in there
-        if not _holds_fields(get(after, path, schema), path, after, schema)
-        and get(after, path, schema) != get(before, path, schema)
-    }
-    for fields in owners.values():
-        fields &= there
-        fields -= written
+    was, there = fields(before, schema), fields(after, schema)
+    written = {path for path, value in there.items() if value is not HOLDER and was.get(path, HOLDER) != value}
+    for owned in owners.values():
+        owned &= there.keys()
+        owned -= written
     owners.setdefault(manager, set()).update(written)
 
 
 def get(value: Any, path: Path, schema: Schema) -> Any:
     """The value at a path; None when there is none."""
-    return _find(value, path, schema)[0]
-
-
-def _find(value: Any, path: Path, schema: Schema) -> tuple[Any, Schema]:
     for step in path:
         value, schema = _step(value, step, schema)
         if value is None:
             break
-    return value, schema
-
-
-def _holds_fields(value: Any, path: Path, root: Any, schema: Schema) -> bool:
-    """Whether what is at a path is no field of its own but holds fields: a map, a list map or a list set."""
-    below = _find(root, path, schema)[1]
-    if isinstance(value, dict):
-        return below.get("x-kubernetes-map-type") != "atomic"
-    return isinstance(value, list) and below.get("x-kubernetes-list-type") in ("map", "set")
+    return value
 
 
 def _step(value: Any, step: Any, schema: Schema) -> tuple[Any, Schema]:

@@ -59,10 +59,7 @@ class PoolView:
 
     def refresh(self) -> None:
         """Look at the folder again."""
-        self.cached = {
-            name: Volume(name, f"{self.path}/{name}", file.capacity, min(file.capacity, 200704))
-            for name, file in self.storage.files.items()
-        }
+        self.cached = {name: Volume(name, f"{self.path}/{name}") for name in self.storage.files}
 
     def mount(self, storage: Storage) -> None:
         """Another file system is at the path from now on. libvirt is told nothing."""
@@ -110,7 +107,7 @@ class PoolView:
         if backing is not None and backing.text:
             kind = root.find("backingStore/format")
             file.backing = (backing.text, kind.get("type", "raw") if kind is not None else "raw")
-        self.cached[name] = Volume(name, f"{self.path}/{name}", file.capacity, 200704)
+        self.cached[name] = Volume(name, f"{self.path}/{name}")
 
     def delete(self, name: str) -> None:
         """Deletes the file, whoever has it open. NO_STORAGE_VOL when libvirt does not know it, be it there or not."""

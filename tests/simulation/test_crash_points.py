@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No crash point of any scenario leaves anything behind, runs anything twice, or keeps from coming to rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.crash_points import SCENARIOS, Scenario, clean, pair, points, run
+
+pytestmark = pytest.mark.simulation
+
+ACTIONS = {
+    "create": {"create_volume", "define", "create", "PATCH vm", "PATCH status vm by homeostat-candidates"},
+    "start": {"define", "create", "PATCH status vm by homeostat-vm"},
+    "stop": {"shutdown", "set_metadata", "PATCH status vm by homeostat-vm"},
+    "restart": {"shutdown", "define", "create", "PATCH status vm by homeostat-vm"},
+    "reschedule": {"undefine", "define", "create", "PATCH status vm by homeostat-candidates"},
+    "delete": {"shutdown", "undefine", "delete_volume", "PATCH vm"},
+}
+"""What a scenario is made of at the least: one that is done in other ways would not be tried where it matters."""
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.name)
+def test_every_crash_point(scenario: Scenario, capsys: pytest.CaptureFixture[str]) -> None:
+    effects = clean(scenario)
+    reached, pairs, failed = 0, set(), []
+    for point in points(scenario, effects):
+        try:
+            if not run(scenario, point):
+                continue
+        except AssertionError as error:
+            failed.append(f"{point}: {error}")
+        reached += 1
+        pairs.add(pair(point))
+    with capsys.disabled():
+        print(f"\n{scenario.name}: {len(effects)} effects, {reached} points, {len(pairs)} pairs of action and fault")
+    assert not failed, f"{len(failed)} of {reached} points, the first: {failed[0]}\nall:\n" + "\n".join(
+        each.partition("\n")[0] for each in failed
+    )
+    assert ACTIONS[scenario.name] <= {action for action, _ in pairs}

@@ -153,17 +153,38 @@ def test_a_newer_mark_than_the_object_stops_starts_until_every_host_answered() -
     assert decide(old, view(host("a", newer), host("b", Absent())), NOW).action is not None
 
 
+DISKS = {"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}]}
+VOLUMES = {"default": frozenset({f"shop_web_root_{UID}.qcow2"})}
+LOST: dict[str, Any] = {"domain": {"state": "Running", "reason": "Booted"}, "host": "a"}
+
+
 def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() -> None:
-    seen = {"domain": {"state": "Running", "reason": "Booted"}, "host": "a"}
-    there = Present(domain(settled()))
-    moved = settled({"placement": {"host": "b"}}, seen)
-    assert decide(moved, view(host("a", there), host("b", Absent())), NOW).action == act.Start("a", UID)
-    going = settled(status=seen, deletionTimestamp="2026-01-01T00:00:00Z")
+    there = Present(domain(settled(DISKS)))
+    moved = settled({"placement": {"host": "b"}, **DISKS}, LOST)
+    assert decide(moved, view(host("a", there, volumes=VOLUMES), host("b", Absent())), NOW).action == act.Start(
+        "a", UID
+    )
+    going = settled(DISKS, LOST, deletionTimestamp="2026-01-01T00:00:00Z")
     probe = decide(going, view(host("a", there)), NOW).action
     assert isinstance(probe, act.Mark)
     assert probe.owner.probe
     probing = Present(domain(going, owner=owner(going, probe=True)))
     assert decide(going, view(host("a", probing)), NOW).action == act.Start("a", UID, paused=True)
+
+
+def test_without_a_disk_no_lock_tells_so_a_person_has_to() -> None:
+    there = view(host("a", Present(domain(settled()))))
+    lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
+    metas: list[dict[str, Any]] = [{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}]
+    for gone in metas:
+        decision = decide(settled(status=lost, **gone), there, NOW)
+        assert (decision.action, decision.say.reason) == (None, "RecordLost")
+        early = {"confirmedOff": {"host": "a", "since": "2025-12-30T00:00:00Z"}}
+        assert decide(settled(early, lost, **gone), there, NOW).action is None
+        told = {"confirmedOff": {"host": "a", "since": "2025-12-31T00:00:01Z"}}
+        assert decide(settled(told, lost, **gone), there, NOW).action == (
+            act.Undefine("a", UID) if gone else act.Start("a", UID)
+        )
 
 
 def test_a_managed_save_stops_a_start_until_its_owner_says_what_becomes_of_it() -> None:
@@ -224,19 +245,22 @@ def test_a_disk_left_by_an_earlier_vm_of_this_name_is_asked_about() -> None:
     assert isinstance(decide(told, view(left), NOW).action, act.CreateVolume)
 
 
-def test_a_stop_asks_then_asks_again_then_ends_the_process() -> None:
-    halted = settled({"runStrategy": "Halted", "terminationGracePeriodSeconds": 30})
-    running = host("a", Present(domain(halted, state="Running", reason="Booted")))
-    assert decide(halted, view(running), NOW).action == act.Shutdown("a", UID)
+def test_a_stop_is_on_record_then_asks_then_asks_again_then_ends_the_process() -> None:
+    spec = {"runStrategy": "Halted", "terminationGracePeriodSeconds": 30}
     since = {"state": "Stopping", "reason": "Stopping", "since": "2026-01-01T00:00:00Z"}
-    stopping = settled({"runStrategy": "Halted", "terminationGracePeriodSeconds": 30}, since)
-    assert decide(stopping, view(running, asked_seconds_ago=3.0), NOW + timedelta(seconds=3)).action is None
-    assert decide(stopping, view(running, asked_seconds_ago=11.0), NOW + timedelta(seconds=11)).action == act.Shutdown(
-        "a", UID
-    )
-    assert decide(stopping, view(running, asked_seconds_ago=3.0), NOW + timedelta(seconds=31)).action == act.Destroy(
-        "a", UID
-    )
+    stopping = settled(spec, since)
+    running = host("a", Present(domain(stopping, state="Running", reason="Booted", agent_connected=True)))
+
+    def after(seconds: float, asked: float | None) -> Decision:
+        return decide(stopping, view(running, asked_seconds_ago=asked), NOW + timedelta(seconds=seconds))
+
+    first = decide(settled(spec), view(running), NOW)
+    assert (first.say.reason, first.action, first.requeue_after) == ("Stopping", None, 0.0)
+    assert after(1, None).action == after(1, 700.0).action == act.Shutdown("a", UID, agent=True)
+    assert after(3, 2.0).action is None
+    assert after(12, 11.0).action == act.Shutdown("a", UID, agent=False)
+    assert after(31, 3.0).action == act.Destroy("a", UID)
+    assert [round(after(*when).requeue_after or 0) for when in ((1, None), (3, 2.0), (25, 11.0))] == [10, 8, 6]
 
 
 def test_the_table_of_run_strategies() -> None:
@@ -383,3 +407,12 @@ def test_a_host_not_asked_yet_ends_no_run_and_a_step_is_not_written_at_once() ->
     for reason, waits in (("HostNotAsked", True), ("Starting", False), ("HostUnreachable", False)):
         assert report.passing(running, Decision(Say(reason))) == waits
     assert report.passing(settled(), Decision(Say("Starting")))
+
+
+def test_a_store_that_was_set_back_restarts_no_process() -> None:
+    machine = settled({"power": {"request": "old"}})
+    for generation, stops in ((3, True), (4, False)):
+        mark = owner(machine, request="new", generation=generation)
+        seen = domain(machine, state="Running", reason="Booted", owner=mark, live_owner=mark)
+        decision = decide(machine, view(host("a", Present(seen))), NOW)
+        assert (decision.say.reason == "Restarting") == stops

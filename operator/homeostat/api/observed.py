@@ -144,12 +144,10 @@ Answer = Present | Absent | Unknown
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume in a pool as the host reports it. Sizes in bytes."""
+    """A volume in a pool as the host reports it."""
 
     name: str
     path: str
-    capacity: int
-    allocation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

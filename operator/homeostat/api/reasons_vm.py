@@ -222,8 +222,10 @@ VM: dict[str, Reason] = {
         "Unknown",
         "Probe",
         "The host says the VM is off and not why, and it was last seen running: its process may still be there.",
-        "It is started on this host only, where a surviving process is refused by its locks.",
-        "If starts are refused with a lock error, end the old process on the host, or reboot the host.",
+        "It is started on this host only, where a surviving process is refused by the lock of its disks; "
+        "without a disk it is not started.",
+        "If starts are refused with a lock error, end the old process on the host. Without a disk, look for a process "
+        "of it on the host, then set spec.confirmedOff {host, since}.",
     ),
     # Placement
     "UnknownHost": Reason(

@@ -273,6 +273,15 @@ class ManagedSave(Model):
     """Restore: go on from the image. Discard: remove it and boot afresh."""
 
 
+class ConfirmedOff(Model):
+    """A person's word that a host runs no process of this VM any more."""
+
+    host: HostName
+    """Name of the Hypervisor that was looked at."""
+    since: Time
+    """When it was looked at: counts for a record that was lost before that, not for one that is lost later."""
+
+
 class VirtualMachineSpec(Model):
     """What the owner wants."""
 
@@ -345,6 +354,8 @@ class VirtualMachineSpec(Model):
     """Hosts that a deletion no longer waits for. What may be left of the VM there is not cleaned up."""
     managed_save: ManagedSave | None = None
     """What to do with a memory image found on a host; until this says so, the VM is not started."""
+    confirmed_off: ConfirmedOff | None = None
+    """The way out of reason RecordLost where no lock can tell: a person saw that no process of this VM is left."""
 
 
 def _unique(values: object) -> bool:

@@ -38,7 +38,7 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
         since=old.since if old.since and (old.state, old.reason) == (row.state, decision.say.reason) else now,
         next=row.next,
         host=_host_name(vm, where, host),
-        domain=_domain(vm, domain, where, now),
+        domain=_domain(vm, host, domain, where, now),
         conditions=_conditions(vm, decision, domain, pending, now),
         addresses=_addresses(vm, view, domain),
         disks=_disks(vm, host, domain),
@@ -79,16 +79,18 @@ def _host_name(vm: VirtualMachine, where: Whereabouts, host: HostView | None) ->
     return vm.status.host if where.blind else None
 
 
-def _domain(vm: VirtualMachine, domain: Domain | None, where: Whereabouts, now: datetime) -> DomainStatus | None:
+def _domain(
+    vm: VirtualMachine, host: HostView | None, domain: Domain | None, where: Whereabouts, now: datetime
+) -> DomainStatus | None:
     """The domain as last observed: a host that does not answer adds nothing to what was seen of it."""
     old = vm.status.domain
-    if domain is None:
+    if domain is None or host is None:
         return (
             old
             if old is None or where.blind or old.state == "Absent"
             else _domain_status(old, "Absent", "-", old.uuid, old.request, now)
         )
-    reason = "RecordLost" if runstrategy.maybe_running(vm, domain) else domain.reason
+    reason = "RecordLost" if runstrategy.maybe_running(vm, domain, host.name) else domain.reason
     state = "Unknown" if reason == "RecordLost" else domain.state
     return _domain_status(old, state, reason, domain.uuid, _request(old, domain), now)
 

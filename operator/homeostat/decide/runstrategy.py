@@ -73,13 +73,24 @@ def ran(vm: VirtualMachine, request: str) -> bool:
     )
 
 
-def maybe_running(vm: VirtualMachine, domain: Domain) -> bool:
+def maybe_running(vm: VirtualMachine, domain: Domain, host: str) -> bool:
     """Whether a domain that libvirt calls off may still have a process: it was seen running, and no reason is known.
 
     libvirtd says Shutoff/Unknown after it lost its record of a running domain, and after every restart for all that
-    are off.
+    are off. spec.confirmedOff, given after that was seen on this host, is a person's word that there is none.
     """
     if domain.active or domain.reason != "Unknown" or (domain.owner and domain.owner.off):
         return False
-    seen = vm.status.domain
-    return seen is not None and (seen.state in ACTIVE_STATES or seen.reason == "RecordLost")
+    seen, word = vm.status.domain, vm.spec.confirmed_off
+    if seen is None or not (seen.state in ACTIVE_STATES or seen.reason == "RecordLost"):
+        return False
+    return not (word and word.host == host and seen.reason == "RecordLost" and seen.since and word.since >= seen.since)
+
+
+def lockable(domain: Domain) -> bool:
+    """Whether a second process of this domain on the same host would be refused: the image lock of a disk does that.
+
+    Without a disk nothing is sure to: virtlogd refuses a second writer of the console log, unless it was restarted,
+    and libvirt's own pid file refuses nothing (measured, libvirt 9.0).
+    """
+    return domain.inactive is not None and bool(domain.inactive.disks)

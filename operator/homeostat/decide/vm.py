@@ -103,7 +103,9 @@ def _running(case: Case, place_: Place) -> Decision:
         )
     if not runstrategy_wants_process(vm):
         return _stop(case, place_, Say("Stopping"), _since(case, "Stopping"))
-    if domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request:
+    # A store that was set back forgot what the process was started for: it asks for nothing by that.
+    asked = domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request
+    if asked and not case.where.behind:
         return _stop(
             case,
             place_,
@@ -163,20 +165,26 @@ def _steady(case: Case, say: Say) -> Decision:
 
 
 def _stop(case: Case, place_: Place, say: Say, since: datetime) -> Decision:
-    """Ask, ask again while the guest boots, then end the process.
+    """Say so, ask, ask again while the guest boots, then end the process.
 
     A paused guest cannot hear: only the grace period is left.
     """
-    domain, host = place_.domain, place_.host
-    left = case.vm.spec.termination_grace_period_seconds - (case.now - since).total_seconds()
+    domain, host, asking = place_.domain, place_.host, (case.now - since).total_seconds()
+    grace = case.vm.spec.termination_grace_period_seconds
+    left = grace + 1 - asking if grace else 0  # times on record are whole seconds, so `since` may be one early
     if left <= 0:
         return _do(case, act.Destroy(host.name, domain.uuid), say, host)
+    if case.vm.status.reason != say.reason:
+        return Decision(say, requeue_after=0.0)  # the grace period is on record before the guest hears of it
     asked = case.view.asked_seconds_ago
+    if asked is not None and asked > asking:
+        asked = None  # that was an earlier process
+    wait = left if domain.state == "Paused" else min(left, ASK_AGAIN_SECONDS - (asked or 0))
     if domain.state == "Paused" or (asked is not None and asked < ASK_AGAIN_SECONDS):
-        return Decision(
-            say, requeue_after=min(left, ASK_AGAIN_SECONDS - (asked or 0) if domain.state != "Paused" else left) + 0.05
-        )
-    return _do(case, act.Shutdown(host.name, domain.uuid, agent=bool(domain.agent_connected)), say, host)
+        return Decision(say, requeue_after=wait + 0.05)
+    # An agent that was asked and did nothing is not asked twice: it answers nothing before the guest is off.
+    shutdown = act.Shutdown(host.name, domain.uuid, agent=bool(domain.agent_connected) and asked is None)
+    return replace(_do(case, shutdown, say, host), requeue_after=min(left, ASK_AGAIN_SECONDS) + 0.05)
 
 
 def _since(case: Case, *reasons: str) -> datetime:
@@ -194,7 +202,7 @@ def _off(case: Case, place_: Place) -> Decision:
     went, served = runstrategy.way_off(domain), runstrategy.served(vm, domain)
     if runstrategy.starts(vm.spec.run_strategy, went, served=served, power_state=vm.spec.power.state):
         return _start(case, place_)
-    if runstrategy.maybe_running(vm, domain):
+    if runstrategy.maybe_running(vm, domain, place_.host.name):
         return _probe(case, place_)
     return _stay_off(case, place_, went)
 
@@ -229,6 +237,8 @@ def _probe(case: Case, place_: Place) -> Decision:
     """
     domain, host = place_.domain, place_.host
     say = Say("RecordLost", f"Hypervisor {host.name} says Shutoff/Unknown")
+    if not runstrategy.lockable(domain):
+        return Decision(_no_lock(host))
     if (wait := _backing_off(case, "RecordLost")) is not None:
         return wait
     if domain.owner is None or not domain.owner.probe:
@@ -238,6 +248,13 @@ def _probe(case: Case, place_: Place) -> Decision:
     return _do(case, act.Start(host.name, domain.uuid, paused=True), say, host)
 
 
+def _no_lock(host: HostView) -> Say:
+    return Say(
+        "RecordLost",
+        f"Hypervisor {host.name} says Shutoff/Unknown, and without a disk no lock would refuse a second process",
+    )
+
+
 def _start(case: Case, place_: Place) -> Decision:
     """From off to running: every obstacle in turn, then the volumes, the definition, and in a later pass the start."""
     vm, domain, host = case.vm, place_.domain, place_.host
@@ -245,7 +262,10 @@ def _start(case: Case, place_: Place) -> Decision:
         return obstacle
     if (wait := _backing_off(case, "StartFailed")) is not None:
         return wait
-    if unwanted(vm, host) is not None and not runstrategy.maybe_running(vm, domain):
+    survivor = runstrategy.maybe_running(vm, domain, host.name)
+    if survivor and not runstrategy.lockable(domain):
+        return Decision(_no_lock(host))
+    if unwanted(vm, host) is not None and not survivor:
         return _move(case, place_)
     if (say := wanted.unsuited(vm, host)) is not None:
         return Decision(say)
@@ -495,7 +515,7 @@ def _remove(case: Case, place_: Place) -> Decision:
         if domain.live_owner is not None and domain.live_owner.probe:
             return _do(case, act.Destroy(host.name, domain.uuid), Say("Deleting"), host)
         return _stop(case, place_, Say("DeletingStops"), case.vm.metadata.deletion_timestamp or case.now)
-    if runstrategy.maybe_running(case.vm, domain):
+    if runstrategy.maybe_running(case.vm, domain, host.name):
         return _probe(case, place_)
     if domain.managed_save:
         return _do(case, act.DiscardManagedSave(host.name, domain.uuid), Say("Deleting"), host)
@@ -568,7 +588,8 @@ def _keeper(case: Case) -> Place:
 
 def _survivor_possible(case: Case, place_: Place) -> bool:
     """Whether the VM was last seen running on just this host, and how it ended there is not known."""
-    return case.vm.status.host == place_.host.name and runstrategy.maybe_running(case.vm, place_.domain)
+    name = place_.host.name
+    return case.vm.status.host == name and runstrategy.maybe_running(case.vm, place_.domain, name)
 
 
 # Common

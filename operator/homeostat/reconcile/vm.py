@@ -105,7 +105,7 @@ class VMReconciler:
             view = await observe.look(self._fleet, vm, view, decision.look)
         if decision.look is not None:
             raise Retry(f"still nothing to act on after {MAX_LOOKS} looks at {', '.join(decision.look.hosts)}")
-        if decision.failed is None:
+        if decision.failed is None and not _under_way(decision):
             self._failed.pop(key, None)  # what it led to is seen; it explains nothing any more
         if isinstance(decision.action, act.RecordCandidates):
             # Between this decision and the next one for another VM there is no await: it counts this VM already.
@@ -198,6 +198,12 @@ class VMReconciler:
         await self._recorder.record(
             "VirtualMachine", seen, reason, report.sentence(decision), warning=row.ready != "True" and not row.passing
         )
+
+
+def _under_way(decision: Decision) -> bool:
+    """Whether the outcome of the last action may not be seen yet: a start that fails shows as running for a while."""
+    row = reasons.VM[decision.say.reason]
+    return row.passing or row.ready == "Unknown"
 
 
 def _told(action: act.Action) -> str:

@@ -207,8 +207,8 @@ class SimulatedConnection:
     async def pool(self, name: str) -> Pool:
         return await self._read("pool", lambda: self.host.pool_state(name))
 
-    async def volumes(self, pool: str) -> list[Volume]:
-        return await self._read("volumes", lambda: self.host.pool(pool).volumes())
+    async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
+        return await self._read("volumes", lambda: self.host.pool(pool).volumes(examined))
 
     # Effects ----------------------------------------------------------------------------------------------------------
 

@@ -65,10 +65,11 @@ class PoolView:
         """Another file system is at the path from now on. libvirt is told nothing."""
         self.storage = storage
 
-    def volumes(self) -> list[Volume]:
-        """What libvirt shows, less what proves to be gone. OPERATION_INVALID when the pool is not active."""
+    def volumes(self, examined: frozenset[str]) -> list[Volume]:
+        """What libvirt shows, less what is examined and gone. OPERATION_INVALID when the pool is not active."""
         self.check_active()
-        return [volume for volume in self.cached.values() if volume.name in self.storage.files]
+        gone = examined - self.storage.files.keys()
+        return [volume for volume in self.cached.values() if volume.name not in gone]
 
     def check_active(self) -> None:
         """Raises what libvirt says of a pool that is not active."""

@@ -153,7 +153,7 @@ class Link:
     async def pool(self, name: str) -> Pool:
         raise NotImplementedError
 
-    async def volumes(self, pool: str) -> list[Volume]:
+    async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
         raise NotImplementedError
 
     async def refresh_pool(self, pool: str) -> None:

@@ -86,8 +86,11 @@ class Connection(Protocol):
     async def pool(self, name: str) -> Pool:
         """State of a pool, asked for now. Missing is an answer, not an error."""
 
-    async def volumes(self, pool: str) -> list[Volume]:
-        """Volumes of an active pool as libvirt has them cached. NO_STORAGE_POOL or OPERATION_INVALID otherwise."""
+    async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
+        """Volumes of an active pool as libvirt has them cached. NO_STORAGE_POOL or OPERATION_INVALID otherwise.
+
+        Those of `examined` (names) are left out when their file proves to be gone.
+        """
 
     # Effects
     async def refresh_pool(self, pool: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -35,6 +36,7 @@ from homeostat.hosts.driver import (
 from homeostat.hosts.links import DriverSettings, Endpoint, Links
 from homeostat.hosts.names import METADATA_KEY, METADATA_NAMESPACE
 from homeostat.hosts.sessions import Session, Virt, host_error
+from homeostat.hosts.turns import Turns
 
 __all__ = ["DriverSettings", "LibvirtConnection", "LibvirtDriver"]
 
@@ -78,6 +80,7 @@ class LibvirtConnection(Connection):
         self._facts = Links("facts", endpoint, 1)
         self._agent = Links("agent", endpoint, _AGENT)
         self._storage = Links("storage", endpoint, _STORAGE)
+        self._turns: defaultdict[str, Turns] = defaultdict(Turns)  # by pool
         self._effects = Links("effects", endpoint, settings.effect_threads)
         self._on_event: Callable[[Event], None] = lambda event: None
         self._on_close: Callable[[str], None] | None = None
@@ -133,14 +136,17 @@ class LibvirtConnection(Connection):
     async def pool(self, name: str) -> Pool:
         return await self._storage.call(lambda virt: reads.pool(virt, name), self.deadline)
 
-    async def volumes(self, pool: str) -> list[Volume]:
-        return await self._storage.call(lambda virt: reads.volumes(virt.storagePoolLookupByName(pool)), self.deadline)
+    async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
+        return await self._storage.call(
+            lambda virt: reads.volumes(virt.storagePoolLookupByName(pool), examined), self.deadline
+        )
 
     async def refresh_pool(self, pool: str) -> None:
-        await self._store(lambda virt: virt.storagePoolLookupByName(pool).refresh(0))
+        await self._turns[pool].refresh(lambda: self._store(lambda virt: virt.storagePoolLookupByName(pool).refresh(0)))
 
     async def create_volume(self, pool: str, xml: str) -> None:
-        await self._store(lambda virt: virt.storagePoolLookupByName(pool).createXML(xml, 0))
+        async with self._turns[pool].making():
+            await self._store(lambda virt: virt.storagePoolLookupByName(pool).createXML(xml, 0))
 
     async def delete_volume(self, pool: str, name: str) -> None:
         await self._store(lambda virt: virt.storagePoolLookupByName(pool).storageVolLookupByName(name).delete(0))

@@ -111,20 +111,26 @@ def pool(virt: Virt, name: str) -> Pool:
         raise
 
 
-def volumes(one: Virt) -> list[Volume]:
-    """Volumes of a pool, in one call for each."""
-    found = (_volume(volume) for volume in one.listAllVolumes(0))
-    return [volume for volume in found if volume is not None]
+def volumes(one: Virt, examined: frozenset[str]) -> list[Volume]:
+    """Volumes of a pool, in two calls, and one for each that is examined.
+
+    Not for all: to examine one that is just being made has libvirt (9.0) take the owner that its file has at that
+    moment for the owner it is to get, so that it is left to root and QEMU cannot open it (measured).
+    """
+    listed = one.listAllVolumes(0)
+    return [Volume(each.name(), _path(each)) for each in listed if each.name() not in examined or _exists(each)]
 
 
-def _volume(one: Virt) -> Volume | None:
-    """None when it was deleted since it was listed. One whose file cannot be examined is there, its size unknown: 0."""
-    path = one.key() if one.key().startswith("/") else one.path()  # a file's key is its path
+def _exists(one: Virt) -> bool:
     try:
-        _kind, capacity, allocation = one.info()
+        one.info()
     except libvirt.libvirtError as error:
-        return None if host_error(error).code == NO_STORAGE_VOL else Volume(one.name(), path, 0)
-    return Volume(one.name(), path, capacity, allocation)
+        return host_error(error).code != NO_STORAGE_VOL
+    return True
+
+
+def _path(one: Virt) -> str:
+    return str(one.key() if one.key().startswith("/") else one.path())  # a file's key is its path
 
 
 def _pool(one: Virt) -> Pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import NamedTuple
 
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.meta import FINALIZER
@@ -71,8 +72,7 @@ async def look(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: Look) -> VM
     hosts = {**view.hosts, **dict(zip(names, asked, strict=True))}
     if wish.pools_on in hosts:
         host = hosts[wish.pools_on]
-        needed = _needed(vm, host)
-        found = {pool: await _names(fleet, host.name, pool, needed.get(pool, frozenset())) for pool in wish.pools}
+        found = {pool: await _names(fleet, host.name, pool, _needed(vm, host, pool)) for pool in wish.pools}
         hosts[host.name] = replace(host, volumes={**host.volumes, **found})
     return replace(view, hosts=hosts, fresh=True)
 
@@ -86,30 +86,37 @@ async def _ask(fleet: Fleet, host: HostView, uuid: str, name: str) -> HostView:
     return replace(host, answer=answer.answer, name_holder=holder)
 
 
-def _needed(vm: VirtualMachine, host: HostView) -> dict[str, frozenset[str]]:
-    pools: dict[str, set[str]] = {}
-    for volume in wanted.volumes(vm, host):
-        pools.setdefault(volume.pool, set()).add(volume.name)
-    return {pool: frozenset(names) for pool, names in pools.items()}
+class _Needed(NamedTuple):
+    """Names of a VM's volumes in a pool, and those of them that were there before this start."""
+
+    names: frozenset[str]
+    earlier: frozenset[str]
 
 
-async def _names(fleet: Fleet, host: str, pool: str, needed: frozenset[str]) -> frozenset[str] | Unknown:
+def _needed(vm: VirtualMachine, host: HostView, pool: str) -> _Needed:
+    volumes, seen = [each for each in wanted.volumes(vm, host) if each.pool == pool], {d.name for d in vm.status.disks}
+    earlier = (each.name for each in volumes if each.kind in ("File", "Volume") or each.disk in seen)
+    return _Needed(frozenset(each.name for each in volumes), frozenset(earlier))
+
+
+async def _names(fleet: Fleet, host: str, pool: str, needed: _Needed) -> frozenset[str] | Unknown:
     """Names of a pool's volumes.
 
-    One that is not in libvirt's list is absent only after a refresh: another host may have made it.
+    One that is not in libvirt's list is absent only after a refresh: another host may have made it. One that was there
+    before is in the list also when its file is gone, unless it is examined.
     """
     connection = fleet.informers[host].connection
     if connection is None:
         return Unknown("HostUnreachable", "the host does not answer")
     try:
-        names = await _listed(connection, pool)
-        if needed - names:
+        names = await _listed(connection, pool, needed.earlier)
+        if needed.names - names:
             await connection.refresh_pool(pool)
-            names = await _listed(connection, pool)
+            names = await _listed(connection, pool, needed.earlier)
         return names
     except HostError as error:
         return Unknown("PoolUnavailable", error.message)
 
 
-async def _listed(connection: Connection, pool: str) -> frozenset[str]:
-    return frozenset(volume.name for volume in await connection.volumes(pool))
+async def _listed(connection: Connection, pool: str, examined: frozenset[str]) -> frozenset[str]:
+    return frozenset(volume.name for volume in await connection.volumes(pool, examined))

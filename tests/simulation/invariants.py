@@ -18,11 +18,15 @@ SLACK_SECONDS = 60.0
 
 
 class Invariants:
-    """Watches a world. `foreign`: UUIDs that people defined by hand. `kept`: files nobody may touch or miss."""
+    """Watches a world. `foreign`: UUIDs that people defined by hand. `kept`: files nobody may touch or miss.
+
+    `protocol`: that candidates and finalizer come first; not so where a person broke it before.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.foreign: set[str] = set()
+        self.protocol = True
         self.kept: dict[tuple[str, str], str] = {}
         self.retained: set[tuple[str, str]] = set()
         self._contents: dict[tuple[str, str], str] = {}
@@ -43,9 +47,26 @@ class Invariants:
                 self._violated(f"{place[1]} on {place[0]} was deleted", effect)
             elif there[place].content != content:
                 self._violated(f"{place[1]} on {place[0]} has other contents", effect)
+        self._written_ahead(effect)
         for place, file in there.items():
             if self._contents.setdefault(place, file.content) != file.content:
                 self._violated(f"{place[1]} on {place[0]} was made anew", effect)
+
+    def _written_ahead(self, effect: Effect) -> None:
+        """Wherever a VM has a domain, the API server said before that it may be there, and holds its object."""
+        given_up = self._out_of_service()
+        for vm in self._vms() if self.protocol else []:
+            listed = {each["hypervisor"] for each in vm.get("status", {}).get("candidates", [])}
+            for host in self.world.hosts.values():
+                record = host.records.get(_uuid(vm))
+                if record is None or record.uuid in self.foreign or host.name in given_up:
+                    continue
+                if record.name in self.world.effects.late and not record.active:
+                    continue  # a definition that a dead operator's call left: it is found and removed
+                if host.name not in listed:
+                    self._violated(f"{vm['metadata']['name']} is on {host.name}, the candidates are {listed}", effect)
+                if not _held(vm):
+                    self._violated(f"{vm['metadata']['name']} is on {host.name} and has no finalizer", effect)
 
     def _violated(self, sentence: str, effect: Effect) -> None:
         self.world.effects.violated(f"{sentence}, seen after {effect}")
@@ -100,12 +121,13 @@ class Invariants:
     def _truthful(self, vm: Object) -> None:
         """A VM that is said to be running has run not long ago."""
         says = {each["type"]: each["status"] for each in vm.get("status", {}).get("conditions", [])}
-        if says.get("Running") != "True":
+        always = vm["spec"].get("runStrategy", "Always") == "Always" and not vm["metadata"].get("deletionTimestamp")
+        if says.get("Running") != "True" and not (says.get("Ready") == "True" and always):
             return
         since = self.world.time - SLACK_SECONDS
         ran = any(each.uuid == _uuid(vm) and (each.end or 1e18) >= since for each in self.world.ledger.processes)
         if not ran:
-            self.world.effects.violated(f"{vm['metadata']['name']} is said to be running, and was not for a minute")
+            self.world.effects.violated(f"{vm['metadata']['name']} is said to run, and did not for a minute")
 
     # At rest ----------------------------------------------------------------------------------------------------------
 

@@ -279,6 +279,7 @@ async def test_a_strangers_domain_is_not_touched(world: World, what: str) -> Non
 
 @in_world()
 async def test_a_domain_that_is_no_ones_is_taken_over_when_the_spec_says_so(world: World) -> None:
+    world.invariants.protocol = False
     await world.hosts["h1"].define(XML.format(name="default_web", uuid=STRANGER))
     await world.hosts["h1"].create(STRANGER, paused=False)
     process = world.hosts["h1"].process(STRANGER)
@@ -474,6 +475,7 @@ async def test_a_status_that_was_lost_starts_nothing_twice(world: World) -> None
     world.kill()
     found = world.get("vm", "web")
     assert found is not None
+    world.invariants.protocol = False
     del found["status"]
     host.cut()
     world.start()

@@ -52,10 +52,10 @@ async def test_apply_keeps_what_others_own_and_removes_what_is_left_out(b: Bench
     b.world.vm("web")
     candidate = {"hypervisor": "h1", "uid": "u", "hostUUID": UUID}
     await b.apply({"status": {"candidates": [candidate]}}, "two")
-    both = {"status": {"state": "Up", "host": "h1", "conditions": [condition("Ready"), condition("Stalled")]}}
+    both = {"status": {"state": "Up", "host": "h1", "conditions": [condition("Synchronized"), condition("Stalled")]}}
     await b.apply(both)
-    seen = await b.apply({"status": {"state": "Up", "conditions": [condition("Ready")]}})
-    assert seen["status"] == {"state": "Up", "candidates": [candidate], "conditions": [condition("Ready")]}
+    seen = await b.apply({"status": {"state": "Up", "conditions": [condition("Synchronized")]}})
+    assert seen["status"] == {"state": "Up", "candidates": [candidate], "conditions": [condition("Synchronized")]}
     seen = await b.apply({"status": {}}, "two")
     assert "candidates" not in seen["status"] and seen["status"]["state"] == "Up"
     assert await b.status("GET", f"{VM}/web") == 200

@@ -125,7 +125,7 @@ async def test_a_guest_that_does_not_listen_is_ended_after_its_grace_period(worl
     await world.running("web")
     world.edit("vm", "web", runStrategy="Halted")
     took = await world.run_until(lambda: not world.process("web"), 100)
-    assert 50 <= took < 60
+    assert 49 <= took < 60
     await world.rest(quiet=1500)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 from urllib.parse import urlencode
 
@@ -52,7 +53,7 @@ class HttpTransport:
             )
             data = await answer.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise ApiUnreachable(f"{method} {path}: {error or type(error).__name__}") from error
+            raise ApiUnreachable(f"{method} {path}: {_why(error)}") from error
         except client.ApiException as error:
             raise _refusal(int(error.status or 0), error.body or b"") from error
         if not 200 <= answer.status < 300:
@@ -69,6 +70,12 @@ async def _default_config(settings: client.Configuration) -> None:
         config.load_incluster_config(client_configuration=settings)
     except config.ConfigException:
         await config.load_kube_config(client_configuration=settings)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        return f"cannot connect to {error.host}:{error.port}: {os.strerror(error.errno or 0)}"
+    return str(error) or type(error).__name__
 
 
 def _refusal(status: int, data: bytes | str) -> ApiError:

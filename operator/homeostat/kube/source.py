@@ -123,9 +123,10 @@ def _settings() -> kopf.OperatorSettings:
     settings.queueing.idle_timeout = 0.05
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
-    settings.networking.error_backoffs = (1, 2, 4)
+    settings.networking.error_backoffs = (1, 2)
     # Its errors are tracebacks and reprs; what they come to is said by whoever lists, and by run().
-    logging.getLogger("kopf").setLevel(logging.CRITICAL)
+    if not log.isEnabledFor(logging.DEBUG):
+        logging.getLogger("kopf").setLevel(logging.CRITICAL)
     return settings
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from homeostat.api import actions as act
 from homeostat.api.observed import Absent, Credentials, Present, Unknown
+from homeostat.hosts import links
 from homeostat.hosts.domain_xml import render
 from homeostat.hosts.driver import HostError, HostUnreachable
 from homeostat.hosts.informer import HostInformer
@@ -456,4 +457,46 @@ def test_a_stopped_qemu_delays_nobody_who_looks(host: Host) -> None:
                 await asyncio.sleep(0.1)
             assert informer.answer.reachable
 
+    run(drill())
+
+
+def test_a_domain_that_is_hard_to_destroy_delays_nothing_of_another(host: Host) -> None:
+    async def drill() -> None:
+        one, other = guest(), guest()
+        async with (
+            informed(host) as informer,
+            driving(host.uri_tcp) as driven,
+            defined(driven, one),
+            defined(driven, other),
+        ):
+            for each in (one, other):
+                await driven.do(act.Start("", each.uuid))
+            host.freeze_qemu(one.uuid)
+            destroying = asyncio.create_task(driven.connection.destroy(one.uuid))
+            await asyncio.sleep(0.3)
+            begun = time.monotonic()
+            looks = [asyncio.create_task(informer.look(one.uuid, "")) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            assert isinstance((await informer.look(other.uuid, "")).answer, Present)
+            await asyncio.to_thread(host.kill_qemu, other.uuid)
+            await eventually(lambda: informer.answer.domains[other.uuid].reason == "Crashed", "the end is seen", 2)
+            await driven.do(act.Start("", other.uuid))
+            assert time.monotonic() - begun < 4
+            assert not destroying.done(), "what was to be slow was not: this shows nothing"
+            await asyncio.gather(destroying, *looks, return_exceptions=True)
+
+    run(drill())
+
+
+def test_connections_that_are_not_needed_any_more_are_closed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drill() -> None:
+        with Relay(host.address) as relay:
+            async with driving(relay.uri) as driven:
+                await asyncio.gather(*(driven.connection.volumes("default") for _ in range(4)))
+                assert relay.open >= 6
+                await eventually(lambda: relay.open == 1, "only the one for events is left", 5)
+                await driven.connection.domains()
+                assert driven.closed == []
+
+    monkeypatch.setattr(links, "IDLE_SECONDS", 0.5)
     run(drill())

@@ -2,10 +2,11 @@
 # ruff: noqa: D102 - the port says what each method returns
 """The driver on libvirt-python: connections of their own for each purpose, so that what hangs harms only its like.
 
-`observe` carries states, definitions and events; `effects` what changes domains; `storage` pools and volumes (a dead
-NFS server hangs these); `agent` what waits for a program inside a guest; `facts` what makes libvirt examine the host.
-All but `observe` are opened when first used. The host counts as lost when `observe` is; the end of any other is only
-that of its own call.
+`reads` carries what is asked of one domain and `lists` what is asked of all: libvirt answers neither for a domain that
+it is destroying, for ten seconds and more when its QEMU is stopped. `effects` changes domains; `storage` is for pools
+and volumes (a dead NFS server hangs these), `agent` for what waits for a program inside a guest, `facts` for what makes
+libvirt examine the host. They are opened when they are needed. `observe` is always there, for events; when it is lost,
+the host is. The end of any other connection is only that of its own call.
 """
 
 from __future__ import annotations
@@ -24,14 +25,12 @@ from homeostat.api.observed import HostFacts, Pool, Volume
 from homeostat.hosts import lanes, reads
 from homeostat.hosts.driver import (
     NO_DOMAIN,
-    RPC,
     Connection,
     Credentials,
     DomainRow,
     Driver,
     Event,
     HostError,
-    HostUnreachable,
 )
 from homeostat.hosts.links import DriverSettings, Endpoint, Links
 from homeostat.hosts.names import METADATA_KEY, METADATA_NAMESPACE
@@ -42,7 +41,7 @@ __all__ = ["DriverSettings", "LibvirtConnection", "LibvirtDriver"]
 
 T = TypeVar("T")
 
-_STORAGE, _AGENT = 4, 4
+_READS, _STORAGE, _AGENT = 8, 4, 4
 _REFUSAL_SECONDS, _AGENT_SHUTDOWN_SECONDS = 2.0, 70.0  # libvirt itself waits for a minute
 
 
@@ -77,6 +76,8 @@ class LibvirtConnection(Connection):
         )  # fmt: skip
         self._endpoint = endpoint
         self._observe: Session | None = None
+        self._reads = Links("reads", endpoint, _READS)
+        self._lists = Links("lists", endpoint, 1)
         self._facts = Links("facts", endpoint, 1)
         self._agent = Links("agent", endpoint, _AGENT)
         self._storage = Links("storage", endpoint, _STORAGE)
@@ -117,7 +118,7 @@ class LibvirtConnection(Connection):
             return replace(host, pools_known=False)
 
     async def domains(self) -> list[DomainRow]:
-        return await self._read(reads.domains)
+        return await self._lists.call(reads.domains, self.deadline)
 
     async def domain(self, uuid: str) -> DomainRow | None:
         return await self._read(_or_none(lambda virt: reads.domain(virt.lookupByUUIDString(uuid))))
@@ -188,9 +189,7 @@ class LibvirtConnection(Connection):
         await self._on(uuid, lambda domain: domain.managedSaveRemove(0))
 
     async def _read(self, work: Callable[[Virt], T]) -> T:
-        if self._observe is None:
-            raise HostUnreachable(RPC, "it is not connected")
-        return await self._observe.run(work, self.deadline)
+        return await self._reads.call(work, self.deadline)
 
     async def _store(self, work: Callable[[Virt], object]) -> None:
         await self._storage.call(work, self.deadline, effect=True)
@@ -222,7 +221,7 @@ class LibvirtConnection(Connection):
     def _close_links(self, why: str) -> None:
         if self._observe is not None:
             self._observe.end(why)
-        for links in (self._facts, self._agent, self._storage, self._effects):
+        for links in (self._reads, self._lists, self._facts, self._agent, self._storage, self._effects):
             links.close(why)
 
 

@@ -13,6 +13,9 @@ from homeostat.hosts.sessions import Session, Virt, open_in_thread
 
 T = TypeVar("T")
 
+IDLE_SECONDS = 60.0
+"""After so long without a call a connection is closed."""
+
 
 @dataclass(frozen=True, slots=True)
 class DriverSettings:
@@ -56,7 +59,7 @@ class Links:
         self._name, self._endpoint = name, endpoint
         self._free = asyncio.Semaphore(most)
         self._sessions: set[Session] = set()
-        self._idle: list[Session] = []
+        self._idle: dict[Session, asyncio.TimerHandle] = {}  # with the end of its idling
         self._opening: set[asyncio.Task[Session]] = set()
         self._closed = ""
 
@@ -80,7 +83,9 @@ class Links:
 
     async def _session(self) -> Session:
         if self._idle:
-            return self._idle.pop()
+            session, idling = self._idle.popitem()  # the last one given back: the others come to be idle too long
+            idling.cancel()
+            return session
         self._refuse_when_closed()
         session = await self._opened()
         self._sessions.add(session)
@@ -108,11 +113,12 @@ class Links:
 
     def _forget(self, _why: str) -> None:
         self._sessions = {session for session in self._sessions if not session.ended}
-        self._idle = [session for session in self._idle if not session.ended]
+        for session in [session for session in self._idle if session.ended]:
+            self._idle.pop(session).cancel()
 
     def _give_back(self, session: Session) -> None:
         if not session.ended:
-            self._idle.append(session)
+            self._idle[session] = session.loop.call_later(IDLE_SECONDS, session.end, "it was not needed any more")
         self._free.release()
 
 

@@ -277,8 +277,8 @@ class Host:
                 raise HostError(driver.SYSTEM_ERROR, what, QEMU_DOMAIN)
         file = self._file(path)
         assert file is not None
-        locks = any(pool.storage.locks and file in pool.storage.files.values() for pool in self.pools.values())
-        if locks and file.writers:
+        storages = [pool.storage for pool in self.pools.values() if file in pool.storage.files.values()]
+        if any(storage.locked(file, self.name) for storage in storages):
             what = 'internal error: process exited while connecting to monitor: Failed to get "write" lock'
             raise HostError(driver.INTERNAL_ERROR, what, QEMU_DOMAIN)
         return file

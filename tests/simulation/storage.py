@@ -34,12 +34,20 @@ class File:
 
 @dataclass(eq=False, slots=True)
 class Storage:
-    """A file system: shared by every host that mounts it. `locks`: QEMU's image locks work on it."""
+    """A file system: shared by every host that mounts it. `locks`: QEMU's image locks work on it.
+
+    `locks_across`: they are seen by other hosts too; not so on NFS mounted with nolock, or on block devices.
+    """
 
     name: str
     locks: bool = False
+    locks_across: bool = True
     full: bool = False
     files: dict[str, File] = field(default_factory=dict)
+
+    def locked(self, file: File, host: str) -> bool:
+        """Whether somebody's lock keeps a host from writing to a file."""
+        return self.locks and any(self.locks_across or writer.host == host for writer in file.writers)
 
     def put(self, name: str, *, content: str = "", capacity: int = 2**30, form: str = "raw") -> File:
         """Makes a file, as a person would: no pool knows of it."""

@@ -190,9 +190,12 @@ async def test_a_vm_whose_record_was_lost_is_not_deleted_under_its_process(world
 
 
 @pytest.mark.parametrize("moved", ["cordoned", "placed elsewhere", "deleted and made again"])
-@in_world()
-async def test_a_vm_whose_record_was_lost_is_not_started_elsewhere(world: World, moved: str) -> None:
-    host = world.hosts[await _running(world, disks=[])]
+@pytest.mark.parametrize("disks", [0, 1])
+@in_world(locks=True)
+async def test_a_vm_whose_record_was_lost_is_not_started_elsewhere(world: World, moved: str, disks: int) -> None:
+    world.storages["shared"].locks_across = False
+    disk = {"name": "root", "pool": "shared", "size": "1Gi"}
+    host = world.hosts[await _running(world, disks=[disk] * disks)]
     host.log_held = True
     survivor = host.lose_record(world.uuid("web"))
     await world.settle(120)

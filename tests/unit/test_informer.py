@@ -60,6 +60,7 @@ class Host:
     pending: int = 0  # attempts under way
     connections: list[Link] = field(default_factory=list)
     held: dict[str, asyncio.Event] = field(default_factory=dict)  # replies that are on their way for as long
+    stuck: dict[str, asyncio.Event] = field(default_factory=dict)  # domains that nothing is said of for as long
 
     def put(self, one: DomainRow, request: str = "", tell: bool = True) -> None:
         self.rows[one.uuid] = one
@@ -131,6 +132,8 @@ class Link:
 
     async def domain(self, uuid: str) -> DomainRow | None:
         await self._ask("domain")
+        if uuid in self.host.stuck:
+            await self.host.stuck[uuid].wait()
         return self.host.rows.get(uuid)
 
     async def domain_named(self, name: str) -> str | None:
@@ -258,6 +261,24 @@ async def test_a_domain_that_goes_is_absent_and_one_without_change_is_no_news(ho
     host.drop(A)
     await asyncio.sleep(0.1)
     assert (informer.news[-1], dict(informer.answer.domains)) == ({A}, {})
+
+
+@drill
+async def test_a_domain_that_libvirt_says_nothing_of_delays_no_other(host: Host, informer: Watched) -> None:
+    host.put(row(B), tell=False)
+    host.stuck[A] = asyncio.Event()
+    host.put(row(A, "Shutoff", "Destroyed"))
+    host.tell(B)
+    await asyncio.sleep(0.1)
+    assert informer.answer.domains[B].state == "Running"
+    host.put(row(B, "Shutoff", "Crashed"))
+    host.put(row(A, "Running", "Booted"))  # told while it is being read: read once more
+    await asyncio.sleep(0.1)
+    assert informer.answer.domains[B].reason == "Crashed"
+    host.stuck.pop(A).set()
+    await asyncio.sleep(0.1)
+    assert informer.answer.domains[A].state == "Running"
+    assert host.asked["domain"] == 4
 
 
 @drill

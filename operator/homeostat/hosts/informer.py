@@ -228,11 +228,20 @@ class HostInformer:
                 await self._awake(min(listed + resync, swept + sweep) - time())
 
     async def _events(self, connection: Connection) -> None:
-        while self.connection is connection:
-            if self._dirty:
-                await self._read_dirty(connection)
-            else:
+        """Read the domains that events are about, none after another: libvirt may be busy with one of them for long."""
+        reading: dict[str, asyncio.Task[None]] = {}
+        try:
+            while self.connection is connection:
+                for uuid in [uuid for uuid, task in reading.items() if task.done()]:
+                    reading.pop(uuid).result()
+                for uuid in self._dirty - reading.keys():
+                    self._dirty.discard(uuid)
+                    reading[uuid] = asyncio.create_task(self._read(connection, uuid))
+                    reading[uuid].add_done_callback(lambda _task: self._wake.set())
                 await self._awake(self._settings.sweep_seconds)
+        finally:
+            for task in reading.values():
+                task.cancel()
 
     async def _awake(self, seconds: float) -> None:
         """Until something happens, at most for so long."""
@@ -282,24 +291,16 @@ class HostInformer:
             log.info("the definition of domain %s on %s cannot be had: %s", row.name, self._name, error.message)
             return self._cache.domains.get(row.uuid) or bare(row)
 
-    async def _read_dirty(self, connection: Connection) -> None:
-        """Read the domains that events were about."""
-        uuids, self._dirty = self._dirty, set()
+    async def _read(self, connection: Connection, uuid: str) -> None:
         number = self._cache.begin()
         try:
-            found = await self._gather({uuid: uuid for uuid in uuids}, lambda uuid: self._one(connection, uuid))
-        except HostUnreachable:
-            raise
+            domain = await self._bounded(read_domain(connection, uuid))
         except HostError as error:
-            log.info("domains of %s cannot be read, all are listed again: %s", self._name, error.message)
+            log.info("domain %s of %s cannot be read, all are listed again: %s", uuid, self._name, error.message)
             self._relist = True
-            self._wake.set()
             return
         if self._attended is connection:
-            self._tell(self._take(number, found))
-
-    async def _one(self, connection: Connection, uuid: str) -> Domain | None:
-        return await self._bounded(read_domain(connection, uuid))
+            self._tell(self._take(number, {uuid: domain}))
 
     async def _gather(
         self, wanted: dict[str, T], read: Callable[[T], Awaitable[Domain | None]]

@@ -514,6 +514,20 @@ async def test_two_operators_at_once_run_nothing_twice(world: World) -> None:
 
 
 @in_world()
+async def test_two_operators_that_hear_nothing_of_hosts_restart_once(world: World) -> None:
+    await _running(world)
+    world.start()
+    await world.settle(60)
+    world.events.lost = 1.0
+    world.edit("vm", "web", power={"request": "again"})
+    await world.run_until(lambda: len(world.ledger.processes) == 2 and world.ready("web"), 120)
+    second = world.process("web")
+    await world.settle(300)
+    assert world.process("web") is second, "it was restarted again"
+    await world.rest()
+
+
+@in_world()
 async def test_a_hypervisor_with_vms_waits_for_them(world: World) -> None:
     host = world.hosts[await _running(world)]
     world.delete("hv", host.name)

@@ -172,6 +172,15 @@ def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() ->
     assert decide(going, view(host("a", probing)), NOW).action == act.Start("a", UID, paused=True)
 
 
+def test_a_probe_that_is_refused_proves_nothing() -> None:
+    lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
+    going = settled(DISKS, lost, deletionTimestamp="2026-01-01T00:00:00Z")
+    refused = domain(going, reason="Failed", owner=owner(going, probe=True))
+    assert decide(going, view(host("a", Present(refused))), NOW).action == act.Start("a", UID, paused=True)
+    ended = domain(going, reason="Destroyed", owner=owner(going, probe=True))
+    assert decide(going, view(host("a", Present(ended))), NOW).action == act.Undefine("a", UID)
+
+
 def test_without_a_disk_no_lock_tells_so_a_person_has_to() -> None:
     there = view(host("a", Present(domain(settled()))))
     lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
@@ -261,6 +270,24 @@ def test_a_stop_is_on_record_then_asks_then_asks_again_then_ends_the_process() -
     assert after(12, 11.0).action == act.Shutdown("a", UID, agent=False)
     assert after(31, 3.0).action == act.Destroy("a", UID)
     assert [round(after(*when).requeue_after or 0) for when in ((1, None), (3, 2.0), (25, 11.0))] == [10, 8, 6]
+
+
+def test_a_stranger_elsewhere_is_a_conflict_while_the_vm_runs() -> None:
+    wish = settled()
+    running = host("a", Present(domain(wish, state="Running", reason="Booted")))
+    stranger = host("b", Present(domain(wish, owner=None)))
+    seen = view(running, stranger)
+    status = report.status(wish, seen, decide(wish, seen, NOW), NOW)
+    assert status.reason == "Running"
+    assert ("Conflict", "True", "ForeignDomain") in {(c.type, c.status, c.reason) for c in status.conditions}
+
+
+def test_a_domain_that_was_taken_over_keeps_its_name() -> None:
+    wish = settled({"memory": {"size": "128Mi"}, "takeover": "Unowned"})
+    legacy = replace(domain(settled(), reason="Destroyed"), name="legacy")
+    defined = decide(wish, view(host("a", Present(legacy))), NOW).action
+    assert isinstance(defined, act.Define)
+    assert defined.name == "legacy"
 
 
 def test_the_table_of_run_strategies() -> None:

@@ -20,7 +20,7 @@ from homeostat.api.virtualmachine import (
 )
 from homeostat.decide import backoff, runstrategy, wanted
 from homeostat.decide.view import Decision, HostView, VMView
-from homeostat.decide.whereabouts import Whereabouts, locate
+from homeostat.decide.whereabouts import Whereabouts, foreignness, locate
 
 Truth = Literal["True", "False", "Unknown"]
 MAX_PENDING, MAX_ADDRESSES = 32, 64
@@ -39,7 +39,7 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
         next=row.next,
         host=_host_name(vm, where, host),
         domain=_domain(vm, host, domain, where, now),
-        conditions=_conditions(vm, decision, domain, pending, now),
+        conditions=_conditions(vm, decision, where, pending, now),
         addresses=_addresses(vm, view, domain),
         disks=_disks(vm, host, domain),
         start_failures=_failures(vm, decision, now),
@@ -189,8 +189,9 @@ def _keep_machine(config: DomainConfig, live: DomainConfig) -> DomainConfig:
 
 
 def _conditions(
-    vm: VirtualMachine, decision: Decision, domain: Domain | None, pending: list[str], now: datetime
+    vm: VirtualMachine, decision: Decision, where: Whereabouts, pending: list[str], now: datetime
 ) -> tuple[Condition, ...]:
+    _, domain = _seen(where)
     row, message, reason = reasons.VM[decision.say.reason], sentence(decision), decision.say.reason
     conditions = vm.status.conditions
 
@@ -209,13 +210,18 @@ def _conditions(
     put("Synchronized", *_synchronized(vm, decision, domain, pending))
     put("RestartRequired", *_restart_required(pending))
     put("AgentConnected", *_agent(vm, domain))
-    put(
-        "Conflict",
-        "True" if row.state == "Conflict" else "False",
-        reason if row.state == "Conflict" else "NoConflict",
-        message if row.state == "Conflict" else "No other domain has this VM's UUID or name.",
-    )
+    put("Conflict", *_conflict(decision, where))
     return conditions
+
+
+def _conflict(decision: Decision, where: Whereabouts) -> tuple[Truth, str, str]:
+    """A stranger on another host stops nothing that runs here, but it will stop the next start."""
+    if reasons.VM[decision.say.reason].state == "Conflict":
+        return "True", decision.say.reason, sentence(decision)
+    if where.foreign:
+        say = foreignness(where)
+        return "True", say.reason, sentence(Decision(say))
+    return "False", "NoConflict", "No other domain has this VM's UUID or name."
 
 
 def _running(row: reasons.Reason, reason: str, message: str, domain: Domain | None) -> tuple[Truth, str, str]:

@@ -24,6 +24,7 @@ from homeostat.decide.whereabouts import (
     blindness,
     candidate_of,
     claim,
+    foreignness,
     host_of,
     locate,
     may_be_anywhere,
@@ -280,7 +281,7 @@ def _no_start(case: Case, host: HostView) -> Decision | None:
     """What forbids a start on this host, whatever the spec says."""
     where = case.where
     if where.foreign:
-        return Decision(_foreign(case))
+        return Decision(foreignness(case.where))
     if where.blind:
         return Decision(Say("StoreBehind", blindness(where).detail) if where.behind else blindness(where))
     if host.name_holder is not None:
@@ -293,11 +294,6 @@ def _no_start(case: Case, host: HostView) -> Decision | None:
     if host.starts_blocked is not None:
         return Decision(Say(*host.starts_blocked))
     return _managed_save(case)
-
-
-def _foreign(case: Case) -> Say:
-    found, whose = case.where.foreign[0]
-    return Say("ForeignDomain", f"Hypervisor {found.host.name} has a domain with UUID {found.domain.uuid}: {whose}")
 
 
 def _managed_save(case: Case) -> Decision | None:
@@ -338,9 +334,10 @@ def _prepared(case: Case, host: HostView, domain: Domain) -> bool:
 
 def _define(case: Case, host: HostView, domain: Domain | None, say: Say) -> Decision:
     owner = _owner(case, domain, prepared=True)
-    action = act.Define(
-        host.name, wanted.domain_uuid(case.vm), wanted.domain_name(case.vm), wanted.config(case.vm, host, domain), owner
-    )
+    # A domain that is taken over keeps its name: libvirt redefines none under another.
+    name = domain.name if domain else wanted.domain_name(case.vm)
+    config = wanted.config(case.vm, host, domain)
+    action = act.Define(host.name, wanted.domain_uuid(case.vm), name, config, owner)
     return _do(case, action, say, host)
 
 
@@ -378,7 +375,7 @@ def _nowhere(case: Case) -> Decision:
     """No host that answered has it. First a host is recorded, then the finalizer, then the definition is made there."""
     vm, where = case.vm, case.where
     if where.foreign:
-        return Decision(_foreign(case))
+        return Decision(foreignness(case.where))
     if where.blind:
         return Decision(blindness(where))
     if not runstrategy.starts(

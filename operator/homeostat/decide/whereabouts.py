@@ -143,6 +143,12 @@ def blindness(where: Whereabouts) -> Say:
     return Say(reason, f"Hypervisor {name} is unknown{since}: {unknown.message or unknown.reason}")
 
 
+def foreignness(where: Whereabouts) -> Say:
+    """What is said of the first domain that has the VM's UUID and is not the VM's."""
+    found, whose = where.foreign[0]
+    return Say("ForeignDomain", f"Hypervisor {found.host.name} has a domain with UUID {found.domain.uuid}: {whose}")
+
+
 def candidate_of(host: HostView) -> Candidate:
     """A host as it is recorded in status.candidates."""
     return Candidate(host.name, host.uid, host.host_uuid)

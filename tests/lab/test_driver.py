@@ -36,6 +36,8 @@ pytestmark = pytest.mark.lab
 def lab() -> Iterator[Lab]:
     lab = Lab.up("driver", hosts=2)
     try:
+        for host in lab.hosts:  # a run that was killed leaves its faults behind
+            host.heal()
         yield lab
     finally:
         lab.down()

@@ -40,6 +40,8 @@ pytestmark = pytest.mark.lab
 def lab() -> Iterator[Lab]:
     lab = Lab.up("driverfaults", hosts=2)
     try:
+        for host in lab.hosts:  # a run that was killed leaves its faults behind
+            host.heal()
         yield lab
     finally:
         lab.down()
@@ -374,6 +376,30 @@ def test_tls_works_and_leaves_no_key_behind(
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run(drill())
+
+
+def test_a_host_without_qemu_says_so_and_is_no_error(host: Host) -> None:
+    async def drill() -> None:
+        async with driving(host.uri_tcp) as driven:
+            facts = driven.facts
+        assert (facts.host_uuid, facts.qemu_version) == (host.host_uuid, "")
+        assert (facts.kvm, facts.emulation, facts.cpu_models, facts.emulated_cpu_model) == (False, False, (), "")
+        assert facts.cpus > 0
+
+    def restart() -> None:
+        host.kill_libvirtd()
+        host.start_libvirtd()
+
+    emulators = [f"/usr/bin/{file.name}" for file in Path("/usr/bin").glob("qemu-system-*") if not file.is_symlink()]
+    for emulator in emulators:
+        host.execute("mount", "--bind", "/dev/null", emulator)
+    try:
+        restart()
+        run(drill())
+    finally:
+        for emulator in emulators:
+            host.execute("umount", emulator)
+        restart()
 
 
 # The informer

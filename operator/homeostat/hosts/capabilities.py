@@ -9,8 +9,7 @@ from collections.abc import Mapping
 
 from homeostat.api.observed import HostFacts
 
-# Oldest of these that a host offers is what its guests can be moved around with; below x86-64-v2 today's
-# distributions do not start. Newest first.
+# Newest first. None is older than x86-64-v2: below it today's distributions do not start.
 _SOUND = (
     "EPYC-Genoa", "EPYC-Milan", "EPYC-Rome", "EPYC", "SapphireRapids", "Icelake-Server", "Cascadelake-Server",
     "Skylake-Server", "Broadwell", "Haswell", "IvyBridge", "SandyBridge", "Opteron_G5", "Westmere", "Nehalem",

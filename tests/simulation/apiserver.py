@@ -115,10 +115,12 @@ class ApiServer:
         meta = body["metadata"]
         if "name" not in meta and "generateName" in meta:
             meta["name"] = f"{meta['generateName']}{self.version:05d}"
+        if "name" not in meta:
+            raise invalid(target, "metadata.name: Required value: name or generateName is required")
         target = target.named(meta["name"])
         self._check_namespace(target)
         if meta.get("resourceVersion"):
-            raise ApiError(400, "BadRequest", "resourceVersion should not be set on objects to be created")
+            raise ApiError(500, "", "resourceVersion should not be set on objects to be created")
         if target.key in self.objects:
             raise ApiError(409, "AlreadyExists", f'{target.resource} "{target.name}" already exists')
         if self._has_status(target):
@@ -152,6 +154,8 @@ class ApiServer:
     def update(self, target: Target, body: Object, manager: str = "kubectl") -> Object:
         """PUT."""
         live = self._live(target)
+        if self._has_status(target) and not body.get("metadata", {}).get("resourceVersion"):
+            raise invalid(target, "metadata.resourceVersion: Invalid value: must be specified for an update")
         return self._replace(target, live, clone(body), manager)
 
     def patch(
@@ -182,13 +186,14 @@ class ApiServer:
         live = self.objects.get(target.key)
         if live is None and target.subresource:
             raise not_found(target)
-        if live is None and ("uid" in meta or "resourceVersion" in meta):
-            raise conflict(target, "StorageError: invalid object, Precondition failed: UID or resourceVersion")
+        if live is None and "uid" in meta:
+            raise conflict(target, "StorageError: invalid object, Precondition failed: UID in precondition")
         if live is None:
             return self._upsert(target, body, manager)
         self._check_version(target, live, meta)
         self._check_uid(target, live, meta)
         part = self._applied_part(target, body)
+        self._check_types(target, part)
         shape, owners = self._schema(target), self.owners.setdefault(target.key, {})
         owner = f"{manager}/{target.subresource}"
         clashes = ownership.conflicts(live, part, shape, owners, owner)
@@ -196,10 +201,19 @@ class ApiServer:
             others = ", ".join(sorted({f"{other} has {path[-1]}" for other, path in clashes}))
             raise ApiError(409, "Conflict", f"Apply failed with conflicts: {others}")
         after = ownership.apply(live, part, shape, owners, owner)
+        if target.subresource and not after.get("status") and live.get("status"):
+            raise invalid(target, 'status: Invalid value: "null": status in body must be of type object')
         return self._replace(target, live, after, "")
 
+    def _check_types(self, target: Target, part: Object) -> None:
+        """What cannot even be read as a value of the schema is no invalid value to an apply, but an error."""
+        wrong = [each for each in schema.errors(part, self._schema(target)) if "of type" in each or "Duplicate" in each]
+        if wrong:
+            raise ApiError(500, "", f"failed to create typed patch object: {wrong[0]}")
+
     def _upsert(self, target: Target, body: Object, manager: str) -> Object:
-        made = self.create(target, {**body, "metadata": {**body.get("metadata", {}), "name": target.name}}, "")
+        meta = {name: each for name, each in body.get("metadata", {}).items() if name != "resourceVersion"}
+        made = self.create(target, {**body, "metadata": {**meta, "name": target.name}}, "")
         shape = self._schema(target)
         part = self._applied_part(target, body)
         self.owners[target.key] = {f"{manager}/": set(ownership.fields(part, shape))}
@@ -281,6 +295,9 @@ class ApiServer:
         meta = {name: each for name, each in body.get("metadata", {}).items() if name not in KEPT_BY_SERVER}
         meta |= {name: live["metadata"][name] for name in KEPT_BY_SERVER if name in live["metadata"]}
         meta["resourceVersion"] = live["metadata"]["resourceVersion"]
+        meta = {
+            name: each for name, each in meta.items() if each or name not in ("finalizers", "labels", "annotations")
+        }
         after = {**body, "apiVersion": target.api_version, "kind": target.kind, "metadata": meta}
         if self._has_status(target):
             after.pop("status", None)
@@ -298,7 +315,7 @@ class ApiServer:
     def _check_uid(target: Target, live: Object, meta: Object) -> None:
         # Nothing looks at it on /status (measured).
         if not target.subresource and meta.get("uid", live["metadata"]["uid"]) != live["metadata"]["uid"]:
-            raise conflict(target, f"Precondition failed: UID in precondition: {meta['uid']}")
+            raise invalid(target, f"metadata.uid: Invalid value: {meta['uid']}: field is immutable")
 
     @staticmethod
     def _check_finalizers(target: Target, live: Object, after: Object) -> None:

@@ -26,8 +26,7 @@ def _do(document: Any, operation: dict[str, Any]) -> None:
             parent.insert(len(parent) if last == "-" else int(last), clone(operation["value"]))
         case "add":
             parent[last] = clone(operation["value"])
-        case "replace":
-            _value(parent, last)
+        case "replace":  # of what is not there, too: the server's library does not look
             parent[int(last) if isinstance(parent, list) else last] = clone(operation["value"])
         case "remove":
             _value(parent, last)

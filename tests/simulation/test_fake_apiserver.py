@@ -82,7 +82,7 @@ async def test_versions_and_uids_in_a_body(b: Bench) -> None:
     await b.apply({"metadata": {"name": "web", "uid": OTHER}, "status": {"state": "Down"}})  # ignored there
     with pytest.raises(ApiError) as wrong:
         await b.apply({"metadata": {"name": "web", "uid": OTHER}, "spec": SPEC}, sub="")
-    assert wrong.value.status == 409
+    assert wrong.value.status == 422
 
 
 @simulated

@@ -83,8 +83,9 @@ control-plane-down: venv ## Remove every trace of it (NAME=dev)
 	@$(BIN)/python -m tests.controlplane down --name $(NAME)
 
 .PHONY: generate
-generate: venv ## Write crds/ from the models in operator/homeostat/api
+generate: venv ## Write crds/ and the generated parts of docs/ from the code
 	@$(BIN)/python -m homeostat.api.crd
+	@$(BIN)/python -m tests.generate_docs
 
 .PHONY: lint
 lint: venv ## Check style, formatting, types and the direction of imports

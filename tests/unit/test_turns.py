@@ -8,6 +8,7 @@ import asyncio
 import pytest
 
 from homeostat.hosts.turns import Turns
+from tests.simulation.clock import run_virtual
 
 
 class Pool:
@@ -43,7 +44,7 @@ def test_volumes_are_made_side_by_side_and_never_while_the_pool_is_refreshed() -
         await asyncio.gather(*(work for _ in range(10) for work in (pool.make(), pool.refresh(), pool.make())))
         return pool
 
-    pool = asyncio.run(drill())
+    pool = run_virtual(drill())
     assert pool.most > 1
     assert pool.refreshes >= 1
 
@@ -57,7 +58,7 @@ def test_those_who_ask_while_a_refresh_runs_share_the_next_one() -> None:
         await asyncio.gather(*(pool.refresh() for _ in range(10)), first)
         return pool.refreshes
 
-    assert asyncio.run(drill()) == 2
+    assert run_virtual(drill()) == 2
 
 
 def test_a_refresh_that_failed_serves_nobody_else() -> None:
@@ -77,7 +78,7 @@ def test_a_refresh_that_failed_serves_nobody_else() -> None:
         await second
         assert tries == 2
 
-    asyncio.run(drill())
+    run_virtual(drill())
 
 
 def test_one_who_gives_up_waiting_holds_nobody_up() -> None:
@@ -91,4 +92,4 @@ def test_one_who_gives_up_waiting_holds_nobody_up() -> None:
         await asyncio.gather(making, pool.make(), pool.refresh())
         assert pool.refreshes == 1
 
-    asyncio.run(drill())
+    run_virtual(drill())

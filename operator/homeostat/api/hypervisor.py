@@ -16,7 +16,6 @@ from homeostat.api.meta import (
     Label,
     LibvirtName,
     Line,
-    Message,
     Model,
     Quantity,
     Resource,
@@ -207,8 +206,6 @@ class PoolStatus(Model):
     """Whether the host has the pool, started; Unknown while the host cannot be asked."""
     capacity_mib: Count | None = None
     """Size of the pool in MiB."""
-    available_mib: Count | None = None
-    """Free space of the pool in MiB."""
 
 
 class NetworkStatus(Model):
@@ -233,15 +230,6 @@ class Orphan(Model):
     """Name of the virtual machine that the domain was made for."""
     since: Time | None = None
     """When it was first seen without its virtual machine."""
-
-
-class Finding(Model):
-    """Something on the host that will cause trouble."""
-
-    type: Word
-    """One word for what was found."""
-    message: Message
-    """What was found, what it leads to and what a person can do."""
 
 
 class HypervisorStatus(Model):
@@ -273,8 +261,6 @@ class HypervisorStatus(Model):
     """What the host has."""
     allocated: Allocated | None = None
     """What is promised to virtual machines that are or may be on the host."""
-    emulator: Line | None = None
-    """Path of the QEMU program on the host."""
     cpu_models: Annotated[tuple[Word, ...], Field(max_length=200), ATOMIC] = ()
     """Named CPU models that the host can run."""
     pools: Annotated[tuple[PoolStatus, ...], Field(max_length=64), map_by("name")] = ()
@@ -285,8 +271,6 @@ class HypervisorStatus(Model):
     """Domains on the host that are not this cluster's. They are counted in placement, and not touched."""
     orphans: Annotated[tuple[Orphan, ...], Field(max_length=100), map_by("uuid")] = ()
     """Domains with this cluster's mark whose virtual machine is not there; at most 100 are listed."""
-    findings: Annotated[tuple[Finding, ...], Field(max_length=64), ATOMIC] = ()
-    """What on the host will cause trouble."""
     holds: Annotated[tuple[Annotated[str, Field(max_length=317)], ...], Field(max_length=100), SET] = ()
     """The virtual machines, as NAMESPACE/NAME, that the deletion waits for; at most 100 are listed."""
 

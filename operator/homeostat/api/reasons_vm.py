@@ -505,7 +505,4 @@ VM: dict[str, Reason] = {
         "Nothing is removed.",
         "Remove the annotation.",
     ),
-    "Invalid": Reason(
-        "Failed", "False", "Unknown", "Edit", "The object cannot be read.", _OWNER, "See the message.", stalled=True
-    ),
 }

@@ -223,7 +223,7 @@ class Disk(Model):
     bus: Literal["virtio"] = "virtio"
     """The bus that the guest sees the disk on: virtio, for which the guest needs a driver (every Linux has it)."""
     serial: Serial | None = None
-    """Serial number shown to the guest, at most 20 characters. Unset: derived from the VM and the disk's name."""
+    """Serial number shown to the guest, at most 20 characters. Unset: the first 20 characters of the disk's name."""
     deletion_policy: Literal["Retain", "Delete"] = "Retain"
     """What happens to the volume when the VM is deleted: Retain leaves it on the host, Delete removes it."""
 

@@ -117,7 +117,7 @@ def _heard(hypervisor: Hypervisor, answer: HostAnswer) -> datetime | None:
 
 def closed(reason: str, details: str) -> tuple[str, str] | None:
     """Why no VM may be newly placed on a host of this verdict; None when one may."""
-    return None if reason == "Connected" else (reason, details or reasons.HYPERVISOR[reason].meaning)
+    return None if reason == "Connected" else (reason, details or reasons.HYPERVISOR[reason].meaning.rstrip("."))
 
 
 def starts_blocked(reason: str, details: str) -> tuple[str, str] | None:
@@ -149,7 +149,6 @@ def status(
         qemu_version=facts.qemu_version if facts else old.qemu_version,
         capacity=Capacity(cpus=facts.cpus, memory_mib=facts.memory_mib) if facts else old.capacity,
         allocated=Allocated(cpus=claims.cpus, memory_mib=claims.memory_mib, domains=claims.domains),
-        emulator=old.emulator,
         cpu_models=_cpu_models(hypervisor, facts) if facts else old.cpu_models,
         pools=_pools(hypervisor, facts),
         networks=_networks(hypervisor, facts),

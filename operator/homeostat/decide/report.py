@@ -181,11 +181,14 @@ def _pending(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -
         return []
     if wanted.unsuited(vm, host) is not None:
         return []
-    return wanted.differences(domain.live, _keep_machine(wanted.config(vm, host, domain), domain.live))
+    return wanted.differences(domain.live, _expanded(wanted.config(vm, host, domain), domain.live))
 
 
-def _keep_machine(config: DomainConfig, live: DomainConfig) -> DomainConfig:
-    return replace(config, machine=live.machine) if config.machine == "q35" else config
+def _expanded(config: DomainConfig, live: DomainConfig) -> DomainConfig:
+    """The configuration with what libvirt makes of q35 and host-model in a running domain."""
+    machine = live.machine if config.machine == "q35" else config.machine
+    model = live.cpu_model if config.cpu_model == "host-model" else config.cpu_model
+    return replace(config, machine=machine, cpu_model=model)
 
 
 def _conditions(

@@ -77,9 +77,10 @@ def maybe_running(vm: VirtualMachine, domain: Domain, host: str) -> bool:
     """Whether a domain that libvirt calls off may still have a process: it was seen running, and no reason is known.
 
     libvirtd says Shutoff/Unknown after it lost its record of a running domain, and after every restart for all that
-    are off. spec.confirmedOff, given after that was seen on this host, is a person's word that there is none.
+    are off. A start that is refused makes that Failed, and proves as little. spec.confirmedOff, given after that was
+    seen on this host, is a person's word that there is none.
     """
-    if domain.active or domain.reason != "Unknown" or (domain.owner and domain.owner.off):
+    if domain.active or domain.reason not in ("Unknown", "Failed") or (domain.owner and domain.owner.off):
         return False
     seen, word = vm.status.domain, vm.spec.confirmed_off
     if seen is None or not (seen.state in ACTIVE_STATES or seen.reason == "RecordLost"):

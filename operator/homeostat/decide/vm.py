@@ -471,7 +471,7 @@ def _absent_volume(case: Case, host: HostView, volume: wanted.WantedVolume, name
         )
     disk = next(disk for disk in case.vm.spec.disks if disk.name == volume.disk)
     earlier = sorted(name for name in names if name.startswith(wanted.volume_prefix(case.vm, disk)))
-    if earlier and wanted.retained_matters(disk):
+    if earlier and volume.kind == "Blank" and wanted.retained_matters(disk):
         return Decision(
             Say(
                 "RetainedDisk", f"disk {disk.name!r}: pool {volume.pool!r} on Hypervisor {host.name} has {earlier[0]!r}"
@@ -614,9 +614,12 @@ def _fresh(case: Case) -> Decision | None:
 
 
 def _do(case: Case, action: act.Action, say: Say, host: HostView) -> Decision:
-    """Act, on fresh knowledge only."""
+    """Act, on fresh knowledge only; what libvirt said to the last attempt is part of what is said."""
     if not case.view.fresh:
         return Decision(say, look=Look(_concerned(case, host)))
+    failure = case.view.failure
+    if failure is not None and type(failure.action) is type(action):
+        say = Say(say.reason, f"the last attempt was refused: {failure.message}")
     return Decision(say, action)
 
 

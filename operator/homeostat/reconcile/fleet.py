@@ -137,9 +137,10 @@ class Fleet:
         return self._names.get(self.host_uuid(hypervisor), set()) - {hypervisor.metadata.name}
 
     def verdict(self, hypervisor: Hypervisor) -> tuple[str, str]:
-        """(reason, details) of a Hypervisor, without what only its own reconcile knows."""
-        name = hypervisor.metadata.name
-        return verdicts.verdict(hypervisor, self.answer(name), self.twins(hypervisor))
+        """(reason, details) of a Hypervisor, but for missing credentials: only its own reconcile knows of these."""
+        answer = self.answer(hypervisor.metadata.name)
+        holds = len(self.holds(hypervisor)) if hypervisor.metadata.deletion_timestamp else 0
+        return verdicts.verdict(hypervisor, answer, self.twins(hypervisor), holds=holds)
 
     def holds(self, hypervisor: Hypervisor) -> tuple[str, ...]:
         """VMs that may be on a host, as namespace/name."""

@@ -19,7 +19,8 @@ class Settings:
     keepalive_count: int = 3
     call_deadline_seconds: float = 60.0
     api_timeout_seconds: float = 30.0
-    vm_workers: int = 16
+    vm_workers: int = 256
+    """VMs that are looked at at once: so many that those of a host that falls silent leave some for the others."""
     host_calls: int = 8
     settle_seconds: float = 5.0
     """How long a passing state of a VM may last before it is written down."""

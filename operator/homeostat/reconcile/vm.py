@@ -10,6 +10,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER
@@ -32,6 +34,8 @@ from homeostat.runtime.controller import Key, Result, Retry
 log = logging.getLogger(__name__)
 STATUS_MANAGER, CANDIDATES_MANAGER = "homeostat-vm", "homeostat-candidates"
 MAX_LOOKS = 3
+COUNTED = (act.CreateVolume, act.Define, act.Start)
+"""Actions whose failures status.startFailures counts and paces; those of all others are paced by the queue."""
 Object = dict[str, Any]
 
 
@@ -60,7 +64,7 @@ class VMReconciler:
         seen = await self._read(key)
         if seen is None:
             return Result()
-        vm = VirtualMachine.model_validate(seen)
+        vm = self._parsed(seen)
         self._fleet.note_vm(key, vm)
         view, decision = await self._decide(key, vm)
         self._ask_addresses(key, view)
@@ -68,6 +72,8 @@ class VMReconciler:
         if isinstance(decision.action, act.RemoveFinalizer):
             return Result()
         after = await self._report(key, vm, acted, view, decision)
+        if (failure := self._failed.get(key)) is not None and not isinstance(failure.action, COUNTED):
+            raise Retry(f"{type(failure.action).__name__} was refused: {failure.message}")
         return Result(0.0 if decision.action is not None and not isinstance(decision.action, act.Shutdown) else after)
 
     async def _read(self, key: Key) -> Object | None:
@@ -78,6 +84,14 @@ class VMReconciler:
         if seen is None:
             self._forget(key)
         return seen
+
+    @staticmethod
+    def _parsed(seen: Object) -> VirtualMachine:
+        try:
+            return VirtualMachine.model_validate(seen)
+        except ValidationError as error:
+            # The schema of the API server is the model's: only an object stored under another schema comes here.
+            raise Retry("the VM cannot be read: " + "; ".join(each["msg"] for each in error.errors())) from error
 
     def _forget(self, key: Key) -> None:
         self._fleet.note_vm(key, None)
@@ -159,8 +173,7 @@ class VMReconciler:
             log.info("%s: not known whether it was carried out: %s", type(action).__name__, error.message)
         except HostError as error:
             log.info("%s was refused: %s", type(action).__name__, error.message)
-            if isinstance(action, act.CreateVolume | act.Define | act.Start):
-                self._failed[key] = Failure(action, error.message, self._now())
+            self._failed[key] = Failure(action, error.message, self._now())
 
     async def _report(
         self, key: Key, vm: VirtualMachine, seen: Object, view: VMView, decision: Decision

@@ -59,12 +59,24 @@ class Rig:
 
         Hosts that answer, Hypervisors as declared at first, a running operator.
         """
-        for number, host in enumerate(self.lab.hosts, 1):
-            self._answering(host)
-            self.apply(hypervisor(f"h{number}", host.uri_tcp))
-        self.operator.start()
+        self._recover()
         for number in range(1, len(self.lab.hosts) + 1):
             self.until(lambda n=number: self.state("hv", f"h{n}") == "Ready", f"h{number} to be Ready")  # type: ignore[misc]
+
+    def _recover(self) -> None:
+        for host in self.lab.hosts:
+            self._answering(host)
+        wanted = [hypervisor(f"h{number}", host.uri_tcp) for number, host in enumerate(self.lab.hosts, 1)]
+        self.apply(*wanted)
+        found = {
+            item["metadata"]["name"]: item for item in json.loads(self.kubectl("get", "hv", "-o", "json"))["items"]
+        }
+        for one in wanted:
+            spec = found[one["metadata"]["name"]]["spec"]
+            extra = spec.keys() - one["spec"].keys() - {"overcommit", "maintenance"}
+            if extra or spec["maintenance"] != "Off":
+                self.patch("hv", one["metadata"]["name"], {"spec": dict.fromkeys(extra | {"maintenance"})})
+        self.operator.start()
 
     @staticmethod
     def _answering(host: Host) -> None:
@@ -78,7 +90,7 @@ class Rig:
 
     def clean(self) -> None:
         """Delete every VM and wait until no host has a domain of one; then forget volumes that were retained."""
-        self.restore()
+        self._recover()
         self.kubectl("annotate", "vm", "--all", "-A", "homeostat.dev/reconcile-")
         columns = "custom-columns=N:.metadata.namespace,M:.metadata.name"
         names = [line.split() for line in self.kubectl("get", "vm", "-A", "--no-headers", "-o", columns).splitlines()]
@@ -87,6 +99,9 @@ class Rig:
             self.delete("vm", name, namespace)
         for namespace, name in names:
             self.gone("vm", name, namespace)
+        for item in json.loads(self.kubectl("get", "hv", "-o", "json"))["items"]:
+            if "deletionTimestamp" in item["metadata"]:
+                self.gone("hv", item["metadata"]["name"])
         for host in self.lab.hosts:
             for domain in host.domains():
                 self._remove(host, domain.uuid)

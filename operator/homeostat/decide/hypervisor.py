@@ -49,7 +49,7 @@ def verdict(hypervisor: Hypervisor, answer: HostAnswer, twins: Iterable[str], *,
     if hypervisor.metadata.deletion_timestamp is not None:
         return ("Deleting", f"it still holds {holds} VMs") if holds else ("Released", "")
     if others:
-        return "DuplicateHost", f"Hypervisor {others[0]} has host UUID {hypervisor.status.host_uuid} too"
+        return "DuplicateHost", f"Hypervisor {others[0]} has host UUID {pinned(hypervisor, answer)} too"
     if (void := void_declaration(hypervisor, answer)) is not None:
         return "OutOfServiceButAnswering", void
     if released(hypervisor, answer):

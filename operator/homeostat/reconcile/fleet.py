@@ -143,7 +143,10 @@ class Fleet:
         return verdicts.verdict(hypervisor, answer, self.twins(hypervisor), holds=holds)
 
     def holds(self, hypervisor: Hypervisor) -> tuple[str, ...]:
-        """VMs that may be on a host, as namespace/name."""
+        """VMs that may be on a host, as namespace/name. One that is deleted holds none if another speaks for the host."""
+        others = (self.hypervisors[each] for each in self.twins(hypervisor))
+        if hypervisor.metadata.deletion_timestamp and any(not each.metadata.deletion_timestamp for each in others):
+            return ()
         uuid, name = self.host_uuid(hypervisor), hypervisor.metadata.name
         return tuple(sorted("/".join(key) for key, vm in self.vms.items() if _may_be_on(vm, name, uuid)))
 

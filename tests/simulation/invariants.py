@@ -235,11 +235,14 @@ class Invariants:
         return []
 
     async def quiet(self, seconds: float) -> None:
-        """For so long nothing is written to the API server (the Lease aside) and nothing is done to a host."""
-        before = self.world.effects.log[:]
+        """For so long nothing is written (the Lease aside), nothing is done to a host, and no key is looked at in vain."""
+        before, requests = len(self.world.effects.log), self.world.requests()
         await self.world.settle(seconds)
-        done = [e for e in self.world.effects.log[len(before) :] if e.name.split()[1] != "leases"]
+        done = [e for e in self.world.effects.log[before:] if e.name.split()[1] != "leases"]
         assert not done, "not quiet at rest: " + ", ".join(map(str, done)) + "\n" + self.world.tell()
+        asked = self.world.requests() - requests
+        most = (len(self.world.api.objects) + 5) * (2 + seconds / 60) * len(self.world.lives)
+        assert asked <= most, f"{asked} requests in {seconds} s at rest"
 
 
 def _held(vm: Object) -> bool:

@@ -541,4 +541,4 @@ async def test_a_hypervisor_with_vms_waits_for_them(world: World) -> None:
     world.delete("vm", "new")
     world.delete("vm", "web")
     await world.run_until(lambda: world.get("hv", host.name) is None, 300)
-    await world.rest()
+    await world.rest(quiet=60)

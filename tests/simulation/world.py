@@ -62,6 +62,7 @@ class World:
         self.addresses: dict[str, Machine] = {}
         self.storages: dict[str, Storage] = {}
         self.lives: list[Life] = []
+        self.transports: list[SimulatedTransport] = []
         self._seed = seed
         self._errors = _Errors(self.effects)
         common = self._storage("shared", locks=locks) if shared else None
@@ -118,8 +119,10 @@ class World:
     async def _operate(self, life: Life, settings: Settings) -> None:
         from homeostat.reconcile.operator import Operator
 
+        transport = SimulatedTransport(self.api, self.front, life, self.effects)
+        self.transports.append(transport)
         await Operator(
-            transport=SimulatedTransport(self.api, self.front, life, self.effects),
+            transport=transport,
             driver=SimulatedDriver(self.addresses, life, self.effects, self.events),
             source=SimulatedSource(self.api, self.front, life, self.effects),
             now=now,
@@ -274,6 +277,10 @@ class World:
         lines += [f"  {process}" for process in sorted(self.ledger.alive, key=str)]
         lines += [f"  {storage.name}: {sorted(storage.files)}" for storage in self.storages.values() if storage.files]
         return "\n".join([*lines, *(f"  effect {effect}" for effect in self.effects.log[-30:])])
+
+    def requests(self) -> int:
+        """How many requests the API server has had from operators, reads included."""
+        return sum(transport.requests for transport in self.transports)
 
     def writes(self) -> list[Effect]:
         """All effects so far but those on Leases and Events."""

@@ -271,8 +271,10 @@ class ApiServer:
         meta = body.get("metadata", {})
         self._check_version(target, live, meta)
         self._check_uid(target, live, meta)
-        after = self._known_shape(target, self._writable(target, live, body))
-        self._check(target, after)
+        after = self._writable(target, live, body)
+        changed = {name: each for name, each in after.items() if name == "metadata" or each != live.get(name)}
+        after |= self._known_shape(target, changed, whole=False)
+        self._check(target, after, live)
         self._check_finalizers(target, live, after)
         if {**after, "metadata": {**after["metadata"], "generation": 0}} == {
             **live,
@@ -324,15 +326,21 @@ class ApiServer:
             why = "no new finalizers can be added if the object is being deleted, found new finalizers"
             raise invalid(target, f"metadata.finalizers: Forbidden: {why} {sorted(added)}")
 
-    def _known_shape(self, target: Target, body: Object) -> Object:
-        shape = self._schema(target)
+    def _known_shape(self, target: Target, body: Object, *, whole: bool = True) -> Object:
+        """The body pruned and with defaults; not `whole`: these parts of it alone."""
         if target.resource not in self.definitions:
             return clone(body)  # type: ignore[no-any-return]
-        shown = {**shape, "properties": {**shape["properties"], "metadata": {}}}
+        parts = self._schema(target)["properties"]
+        known = {name: parts[name] for name in parts if whole or name in body}
+        shown = {"type": "object", "properties": {**known, "metadata": {}}}
         return schema.with_defaults(schema.pruned(clone(body), shown), shown)  # type: ignore[no-any-return]
 
-    def _check(self, target: Target, body: Object) -> None:
-        if found := schema.errors({k: v for k, v in body.items() if k != "metadata"}, self._schema(target)):
+    def _check(self, target: Target, body: Object, live: Object | None = None) -> None:
+        """Refuses what the schema does not allow, of what differs from the live object."""
+        shape = self._schema(target)
+        new = {name: each for name, each in body.items() if name != "metadata" and (live or {}).get(name) != each}
+        needed = [name for name in shape.get("required", []) if name in new or name not in body]
+        if found := schema.errors(new, {**shape, "required": needed}):
             raise invalid(target, "; ".join(found))
 
     def _schema(self, target: Target) -> schema.Schema:

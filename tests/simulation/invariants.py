@@ -235,7 +235,7 @@ class Invariants:
         return []
 
     async def quiet(self, seconds: float) -> None:
-        """For so long nothing is written (the Lease aside), nothing is done to a host, and no key is looked at in vain."""
+        """For so long nothing is written (the Lease aside), nothing is done to hosts, and no key spins."""
         before, requests = len(self.world.effects.log), self.world.requests()
         await self.world.settle(seconds)
         done = [e for e in self.world.effects.log[before:] if e.name.split()[1] != "leases"]

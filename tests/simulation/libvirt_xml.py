@@ -48,10 +48,8 @@ def parse(text: str) -> Element:
 
 
 def text_of(root: Element) -> str:
-    """The text libvirt answers with: two spaces of indentation, our namespaces where they were declared."""
-    shown = deepcopy(root)
-    ElementTree.indent(shown)
-    return ElementTree.tostring(shown, encoding="unicode") + "\n"
+    """The text libvirt answers with, less its indentation."""
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def name_of(root: Element) -> str:

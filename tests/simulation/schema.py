@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import marshal
 import re
 from typing import Any
 
@@ -127,6 +128,4 @@ def item_key(item: dict[str, Any], schema: Schema) -> tuple[Any, ...]:
 
 def clone(value: Any) -> Any:
     """A deep copy of JSON."""
-    if isinstance(value, dict):
-        return {name: clone(each) for name, each in value.items()}
-    return [clone(each) for each in value] if isinstance(value, list) else value
+    return marshal.loads(marshal.dumps(value))

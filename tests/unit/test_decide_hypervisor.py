@@ -67,3 +67,10 @@ def test_silence_is_as_old_as_the_condition_that_says_so() -> None:
     heard = status(hypervisor(), HostAnswer(reachable=True, facts=FACTS), ("Connected", ""), NOTHING, "cluster", NOW)
     assert silent_since(hypervisor().model_copy(update={"status": heard})) is None
     assert silent_since(hypervisor()) is None
+
+
+def test_a_message_is_sentences_and_spells_a_field_as_it_is() -> None:
+    row = reasons.Reason("S", "False", "-", "Next", "It is so.", "Then this.", "Do that.")
+    assert row.sentence() == "It is so. Then this. Do that."
+    assert row.sentence("libvirt's words.\n") == "It is so. Libvirt's words. Then this. Do that."
+    assert row.sentence("spec.a is 'b'") == "It is so. spec.a is 'b'. Then this. Do that."

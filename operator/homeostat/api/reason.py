@@ -28,3 +28,10 @@ class Reason:
     todo: str = ""
     stalled: bool = False
     passing: bool = False
+
+    def sentence(self, detail: str = "") -> str:
+        """The message of this case: what is, `detail` made a sentence, what happens next, what a person can do."""
+        said = " ".join(detail.split()).rstrip(".")
+        if not said.startswith("spec."):  # the path of a field is spelled as it is
+            said = said[:1].upper() + said[1:]
+        return " ".join(part for part in (self.meaning, f"{said}." if said else "", self.then, self.todo) if part)

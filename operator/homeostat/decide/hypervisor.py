@@ -225,11 +225,7 @@ def _conditions(
     hypervisor: Hypervisor, answer: HostAnswer, reason: str, details: str, now: datetime
 ) -> tuple[Condition, ...]:
     row, generation = reasons.HYPERVISOR[reason], hypervisor.metadata.generation
-    text = " ".join(
-        part
-        for part in (row.meaning, f"{details[:1].upper()}{details[1:]}." if details else "", row.then, row.todo)
-        if part
-    )
+    text = row.sentence(details)
     reach: Truth = "Unknown" if answer.reachable is None else "True" if answer.reachable else "False"
     conditions = set_condition(
         hypervisor.status.conditions, "Ready", cast(Truth, row.ready), reason, text, generation, now

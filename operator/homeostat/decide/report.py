@@ -61,9 +61,7 @@ def passing(vm: VirtualMachine, decision: Decision) -> bool:
 
 def sentence(decision: Decision) -> str:
     """The condition's message: what is, in this case, what happens next, what a person can do."""
-    row, detail = reasons.VM[decision.say.reason], decision.say.detail
-    parts = [row.meaning, f"{detail[:1].upper()}{detail[1:]}." if detail else "", row.then, row.todo]
-    return " ".join(part for part in parts if part)
+    return reasons.VM[decision.say.reason].sentence(decision.say.detail)
 
 
 def _seen(where: Whereabouts) -> tuple[HostView | None, Domain | None]:

@@ -42,7 +42,7 @@ class Opened:
 
 def host_error(error: libvirt.libvirtError) -> HostError:
     """A libvirtError as HostError, in libvirt's own words."""
-    message = error.get_error_message() or str(error)
+    message = " ".join((error.get_error_message() or str(error)).split())  # some end in a line of their own
     return HostError(error.get_error_code() or 0, message, error.get_error_domain() or 0)
 
 

@@ -38,6 +38,10 @@ class Relay:
         for pair in list(self._pairs):
             _shut(*pair)
 
+    def reply(self, data: bytes) -> bytes:
+        """What a client gets for what the host sends."""
+        return data
+
     def __enter__(self) -> Relay:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
@@ -61,7 +65,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while data := host.recv(65536):
                 if not self.muted.is_set():
-                    client.sendall(data)
+                    client.sendall(self.reply(data))
         _shut(client, host)
         requests.join()
         self._pairs.discard((client, host))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -222,6 +223,15 @@ class Rig:
                     f"waited {seconds:.0f} s for {what}\n{state}\n{self.operator.process.last_words(30)}"
                 )
             time.sleep(0.1)
+
+    @staticmethod
+    def unreadable(log: str) -> list[str]:
+        """What of an operator's log is no line of its own, or a warning that is no sentence for a person."""
+        lines = [line for line in log.splitlines() if line]
+        own = re.compile(r"\d\d:\d\d:\d\d\.\d{3} (INFO|WARNING|ERROR) ")
+        odd = re.compile(r"Traceback|0x[0-9a-f]{4}|[A-Za-z]+(Error|Exception)\b|\bNone\b|[{}]|\(\'")
+        warnings = [line for line in lines if re.match(r"\S+ (WARNING|ERROR) ", line)]
+        return [line for line in lines if not own.match(line)] + [line for line in warnings if odd.search(line)]
 
     def stays(self, holds: Callable[[], Any], what: str, seconds: float = 5) -> None:
         """Check again and again that something stays true; AssertionError when it does not."""

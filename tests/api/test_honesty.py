@@ -7,8 +7,15 @@ What a probe sees (codes, reasons, what is left of an object, what changed) has 
 import pytest
 
 from tests.api import probes  # which enters its probes beside those of the simulation
+from tests.api.server import Server
+from tests.api.serving import await_storage
 from tests.controlplane import ControlPlane, GivenControlPlane
 from tests.simulation import honesty_api
+
+
+@pytest.fixture(scope="module", autouse=True)
+def storage(server: Server) -> None:
+    await_storage(server)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in honesty_api.PROBES])

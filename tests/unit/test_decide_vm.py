@@ -204,6 +204,32 @@ def test_a_managed_save_stops_a_start_until_its_owner_says_what_becomes_of_it() 
         assert decide(told, view(host("a", Present(domain(told, managed_save=True)))), NOW).action == action
 
 
+def test_an_image_is_restored_where_it_is_whatever_the_placement() -> None:
+    wish = settled({"placement": {"host": "b"}, "managedSave": {"host": "a", "action": "Restore"}})
+    saved = Present(domain(wish, managed_save=True))
+    assert decide(wish, view(host("a", saved), host("b", Absent())), NOW).action == act.Start("a", UID)
+
+
+def test_an_image_on_the_second_host_that_has_a_definition_stops_starts_too() -> None:
+    off, saved = Present(domain(settled())), Present(domain(settled(), managed_save=True))
+    both = view(host("a", off), host("b", saved))
+    assert decide(settled(), both, NOW).say.reason == "ManagedSaveFound"
+    drop = settled({"managedSave": {"host": "b", "action": "Discard"}})
+    assert decide(drop, both, NOW).action == act.DiscardManagedSave("b", UID)
+    back = settled({"managedSave": {"host": "b", "action": "Restore"}})
+    assert decide(back, both, NOW).action == act.Undefine("a", UID)
+    running = view(host("a", Present(domain(settled(), state="Running", reason="Booted"))), host("b", saved))
+    assert (decide(settled(), running, NOW).action, decide(back, running, NOW).action) == (None, None)
+    assert decide(drop, running, NOW).action == act.DiscardManagedSave("b", UID)
+
+
+def test_of_two_hypervisors_of_one_host_the_recorded_one_speaks_for_it() -> None:
+    running = Present(domain(settled(), state="Running", reason="Booted"))
+    for names in (("a", "b"), ("b", "a")):
+        seen = view(*(host(name, running, host_uuid=UUIDS["a"]) for name in names))
+        assert report.status(settled(), seen, decide(settled(), seen, NOW), NOW).host == "a"
+
+
 def test_foreign_domains_are_not_touched() -> None:
     for foreign in (
         None,

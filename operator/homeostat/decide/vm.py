@@ -266,7 +266,8 @@ def _start(case: Case, place_: Place) -> Decision:
     survivor = runstrategy.maybe_running(vm, domain, host.name)
     if survivor and not runstrategy.lockable(domain):
         return Decision(_no_lock(host))
-    if unwanted(vm, host) is not None and not survivor:
+    tied = survivor or domain.managed_save  # an image that is still there is to be restored, where it is
+    if unwanted(vm, host) is not None and not tied:
         return _move(case, place_)
     if (say := wanted.unsuited(vm, host)) is not None:
         return Decision(say)
@@ -561,9 +562,13 @@ def _remove_volumes_on(case: Case, host: HostView) -> Decision | None:
 
 def _defined_twice(case: Case) -> Decision:
     """A definition is a permission to run: where the VM does not belong it is removed, when it is surely off there."""
+    if not case.where.active and (saved := _managed_save(case)) is not None:
+        return saved
     keep = _keeper(case)
     spare = [p for p in case.where.ours if p is not keep]
     for place_ in spare:
+        if place_.domain.managed_save:
+            return _stale_image(case, place_)
         if not place_.domain.active and not _survivor_possible(case, place_):
             say = Say("DefinedTwice", f"on {keep.host.name}, and off on {place_.host.name}")
             return _do(case, act.Undefine(place_.host.name, place_.domain.uuid), say, place_.host)
@@ -572,13 +577,23 @@ def _defined_twice(case: Case) -> Decision:
     )
 
 
+def _stale_image(case: Case, place_: Place) -> Decision:
+    """The VM runs elsewhere, and memory saved here keeps libvirt from removing the definition: its owner drops it."""
+    name, wish = place_.host.name, case.vm.spec.managed_save
+    say = Say("DefinedTwice", f"Hypervisor {name} has a managed-save image: drop it with spec.managedSave Discard")
+    if wish is None or (wish.host, wish.action) != (name, "Discard"):
+        return Decision(say)
+    return _do(case, act.DiscardManagedSave(name, place_.domain.uuid), say, place_.host)
+
+
 def _keeper(case: Case) -> Place:
     """The definition that stays.
 
-    Of the one that runs, else of the recorded candidate, else of the first host by name.
+    Of the one that runs, else of an image to be restored, else of the recorded candidate, else of the first by name.
     """
-    if case.where.active:
-        return case.where.active[0]
+    saved = [p for p in case.where.ours if p.domain.managed_save]
+    if case.where.active or saved:
+        return (case.where.active or saved)[0]
     listed = [p for p in case.where.ours if _listed(case.vm, p.host)]
     return (listed or sorted(case.where.ours, key=lambda p: p.host.name))[0]
 

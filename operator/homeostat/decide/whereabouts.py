@@ -46,7 +46,7 @@ def locate(vm: VirtualMachine, view: VMView) -> Whereabouts:
     Every reachable host counts, candidate or not; blind are only those where the VM may be.
     """
     where = Whereabouts()
-    for host in _distinct(view):
+    for host in _distinct(vm, view):
         if isinstance(host.answer, Present):
             _sort(vm, view, Place(host, host.answer.domain), where)
     where.behind = any(_newer(vm, place.domain.owner) for place in where.ours)
@@ -54,10 +54,11 @@ def locate(vm: VirtualMachine, view: VMView) -> Whereabouts:
     return where
 
 
-def _distinct(view: VMView) -> Iterator[HostView]:
-    """Each host once: two Hypervisor objects may name the same one."""
+def _distinct(vm: VirtualMachine, view: VMView) -> Iterator[HostView]:
+    """Each host once: of two Hypervisors that name the same one, that which is recorded, or the first by name."""
+    recorded = {candidate.hypervisor for candidate in vm.status.candidates}
     seen: set[str] = set()
-    for host in view.hosts.values():
+    for host in sorted(view.hosts.values(), key=lambda host: (host.name not in recorded, host.name)):
         if host.host_uuid and host.host_uuid in seen:
             continue
         seen.add(host.host_uuid)

@@ -124,6 +124,11 @@ class HostInformer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    @property
+    def uri(self) -> str:
+        """Where the host is sought; "" before that was said."""
+        return self._target[0] if self._target else ""
+
     async def close(self) -> None:
         """End; the connection is closed."""
         for task in self._tasks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from homeostat.api.hypervisor import Hypervisor
@@ -36,6 +36,7 @@ WAITING = frozenset(
     }
 )
 """Reasons of VMs that wait for the fleet to change."""
+NOT_ASKED = HostAnswer(reachable=None, reason="HostNotAsked", message="it is being connected to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Fleet:
     now: Callable[[], datetime]
     hypervisors: dict[str, Hypervisor] = field(default_factory=dict)
     informers: dict[str, HostInformer] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # Hypervisor -> what its credentials lack
     vms: dict[Key, VirtualMachine] = field(default_factory=dict)
     _keys: dict[str, Key] = field(default_factory=dict)  # domain UUID -> VM
     _claims: dict[Key, Claim] = field(default_factory=dict)
@@ -121,12 +123,11 @@ class Fleet:
 
     def answer(self, name: str) -> HostAnswer:
         """What a host says, from its informer."""
-        informer = self.informers.get(name)
-        return (
-            informer.answer
-            if informer
-            else HostAnswer(reachable=None, reason="HostNotAsked", message="it is being connected to")
-        )
+        informer, missing = self.informers.get(name), self.missing.get(name)
+        answer = informer.answer if informer else NOT_ASKED
+        if missing is None or answer.reachable:  # a connection that is there needs no credentials any more
+            return answer
+        return replace(answer, reachable=False, reason="CredentialsMissing", message=missing)
 
     def host_uuid(self, hypervisor: Hypervisor) -> str:
         """The identity of a host that is believed; "" before the first contact."""
@@ -143,7 +144,10 @@ class Fleet:
         return verdicts.verdict(hypervisor, answer, self.twins(hypervisor), holds=holds)
 
     def holds(self, hypervisor: Hypervisor) -> tuple[str, ...]:
-        """VMs that may be on a host, as namespace/name. One that is deleted holds none if another speaks for the host."""
+        """VMs that may be on a host, as namespace/name.
+
+        A Hypervisor that is being deleted holds none if another one speaks for the same host.
+        """
         others = (self.hypervisors[each] for each in self.twins(hypervisor))
         if hypervisor.metadata.deletion_timestamp and any(not each.metadata.deletion_timestamp for each in others):
             return ()

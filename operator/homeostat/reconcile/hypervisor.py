@@ -12,7 +12,7 @@ from typing import Any
 from homeostat.api import reasons
 from homeostat.api.hypervisor import Hypervisor, HypervisorStatus
 from homeostat.api.meta import FINALIZER
-from homeostat.api.observed import Credentials, HostAnswer
+from homeostat.api.observed import Credentials
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
 from homeostat.hosts.driver import Driver
@@ -28,7 +28,6 @@ from homeostat.runtime.controller import Key, Result, Retry
 log = logging.getLogger(__name__)
 STATUS_MANAGER = "homeostat-hypervisor"
 CREDENTIAL_KEYS = ("ca.crt", "tls.crt", "tls.key")
-SECRET_RESYNC_SECONDS = 60.0
 Object = dict[str, Any]
 
 
@@ -57,8 +56,8 @@ class HypervisorReconciler:
             return Result()
         hypervisor = Hypervisor.model_validate(seen)
         self._fleet.note_hypervisor(key[1], hypervisor)
-        missing = await self._configure(hypervisor)
-        answer = self._answer(hypervisor, missing)
+        await self._configure(hypervisor)
+        answer = self._fleet.answer(key[1])
         claims = self._fleet.claims(hypervisor)
         said = verdicts.verdict(hypervisor, answer, self._fleet.twins(hypervisor), holds=len(claims.holds))
         if said[0] == "Released":
@@ -74,19 +73,20 @@ class HypervisorReconciler:
         except (ApiError, ApiUnreachable) as error:
             raise Retry(f"the Hypervisor could not be read: {error}") from error
         if seen is None:
+            old = self._fleet.hypervisors.get(key[1])
+            twins = self._fleet.twins(old) if old else set()
             self._fleet.note_hypervisor(key[1], None)
             self._written.pop(key[1], None)
+            self._fleet.missing.pop(key[1], None)
             informer = self._fleet.informers.pop(key[1], None)
             if informer is not None:
                 await informer.close()
-            self._on_change(key[1], None)
+            for name in (key[1], *twins):
+                self._on_change(name, None)
         return seen
 
-    async def _configure(self, hypervisor: Hypervisor) -> str | None:
-        """Bring the informer to the spec's URI, credentials and identity.
-
-        Returns what is missing of the credentials.
-        """
+    async def _configure(self, hypervisor: Hypervisor) -> None:
+        """Bring the informer to the spec's URI, credentials and identity; note what is missing of the credentials."""
         name, spec = hypervisor.metadata.name, hypervisor.spec
         credentials: Credentials | None = None
         if spec.credentials is not None:
@@ -97,24 +97,24 @@ class HypervisorReconciler:
                 raise Retry(f"Secret {secret} could not be read: {error}") from error
             absent = [each for each in CREDENTIAL_KEYS if not credentials or not credentials.files.get(each)]
             if absent:
-                return f"Secret {self._client.namespace}/{secret} " + (
-                    f"lacks {', '.join(absent)}" if credentials else "does not exist"
-                )
+                fault = f"lacks {', '.join(absent)}" if credentials else "does not exist"
+                self._fleet.missing[name] = f"Secret {self._client.namespace}/{secret} {fault}"
+                await self._leave(name, spec.uri)
+                return
+        self._fleet.missing.pop(name, None)
         informer = self._fleet.informers.get(name)
         if informer is None:
             silent = verdicts.silent_since(hypervisor)
             informer = HostInformer(name, self._driver, self._now, self._settings, self._on_change, silent)
             self._fleet.informers[name] = informer
         informer.configure(spec.uri, credentials, spec.host_uuid or hypervisor.status.host_uuid)
-        return None
 
-    def _answer(self, hypervisor: Hypervisor, missing: str | None) -> HostAnswer:
-        answer = self._fleet.answer(hypervisor.metadata.name)
-        if missing is not None and not answer.reachable:
-            return HostAnswer(
-                reachable=False, since=answer.since, heard=answer.heard, reason="CredentialsMissing", message=missing
-            )
-        return answer
+    async def _leave(self, name: str, uri: str) -> None:
+        """Give up a connection that leads anywhere but to `uri`: it is not where the host is said to be any more."""
+        informer = self._fleet.informers.get(name)
+        if informer is not None and informer.uri != uri:
+            del self._fleet.informers[name]
+            await informer.close()
 
     async def _hold(self, seen: Object) -> Object:
         try:
@@ -140,7 +140,7 @@ class HypervisorReconciler:
         """Write the status if it changed: a transition at once, figures at most every ten seconds."""
         name, old = hypervisor.metadata.name, hypervisor.status
         metrics.hosts.labels(name).set(1 if self._fleet.answer(name).reachable else 0)
-        resync = SECRET_RESYNC_SECONDS if hypervisor.spec.credentials is not None else None
+        resync = self._settings.secret_resync_seconds if hypervisor.spec.credentials is not None else None
         if status.wire() == old.wire():
             return resync
         if status.reason == "Connecting" and old.reason and old.observed_generation == status.observed_generation:
@@ -165,8 +165,9 @@ class HypervisorReconciler:
         return resync
 
     async def _tell(self, hypervisor: Hypervisor, seen: Object, status: HypervisorStatus) -> None:
-        """An Event for each transition, and a look at the VMs it matters to."""
-        self._on_change(hypervisor.metadata.name, None)
+        """An Event for each transition, and a look at the VMs, and the other Hypervisors of the host, it matters to."""
+        for name in (hypervisor.metadata.name, *self._fleet.twins(hypervisor)):
+            self._on_change(name, None)
         if status.reason == hypervisor.status.reason:
             return
         row = reasons.HYPERVISOR[status.reason or "Connecting"]

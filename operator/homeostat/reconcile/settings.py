@@ -26,4 +26,6 @@ class Settings:
     """How long a passing state of a VM may last before it is written down."""
     hypervisor_write_seconds: float = 10.0
     """The least time between two writes of one Hypervisor's status that only change figures."""
+    secret_resync_seconds: float = 60.0
+    """How long a changed credentials Secret may go unnoticed."""
     lease_seconds: int = 15

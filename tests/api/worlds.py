@@ -20,7 +20,7 @@ from homeostat.kube.transport import JSON, MERGE_PATCH, ApiError, ApiUnreachable
 from homeostat.reconcile.operator import Operator
 from homeostat.reconcile.settings import Settings
 from tests.simulation.connection import Delivery, SimulatedDriver
-from tests.simulation.effects import Call, Effect, Effects, Life, done_with, forever, read, write
+from tests.simulation.effects import Call, Effects, Life, done_with, forever, read, write
 from tests.simulation.machine import Machine
 from tests.simulation.paths import Target, parse
 from tests.simulation.qemu import Guest, Ledger
@@ -95,6 +95,9 @@ class World:
         self.ledger = Ledger(self.effects)
         self.storage = Storage("shared")
         self.hosts = {f"{self.name}-h{number}": self._host(f"{self.name}-h{number}") for number in (1, 2)}
+        self.vm_name = ""
+        self._vms = itertools.count(1)
+        self._retained: set[str] = set()
         self._operators: list[tuple[Life, asyncio.Task[None]]] = []
 
     def _host(self, name: str) -> Machine:
@@ -125,7 +128,8 @@ class World:
             await asyncio.wait({task}, timeout=DEADLINE_SECONDS)
             assert task.cancelled(), f"operator {life.number} of {self.name} did not end as it should: {task}"
         loose = {"metadata": {"finalizers": None}}
-        for path in (*(f"{ROOT}/{HYPERVISORS}/{name}" for name in self.hosts), self._vm_path):
+        vms = [self._vm_path] if self.vm_name else []
+        for path in (*(f"{ROOT}/{HYPERVISORS}/{name}" for name in self.hosts), *vms):
             try:
                 await self.http.request("PATCH", path, body=loose, content_type=MERGE_PATCH)
                 await self.http.request("DELETE", path)
@@ -136,14 +140,18 @@ class World:
 
     @property
     def _vm_path(self) -> str:
-        return f"{ROOT}/namespaces/{self.name}/{VMS}/web"
+        return f"{ROOT}/namespaces/{self.name}/{VMS}/{self.vm_name}"
 
     async def create_vm(self) -> None:
-        """Create a VM with a disk to be retained and one to be deleted."""
+        """Create a VM of a new name with a disk to be retained and one to be deleted."""
+        self._retained = set(self.storage.files)
+        self.ledger.processes.clear()
+        self.vm_name = f"web-{next(self._vms)}"
         disk = {"pool": "shared", "size": "1Gi"}
         disks = [disk | {"name": "root"}, disk | {"name": "data", "deletionPolicy": "Delete"}]
         spec = {"memory": {"size": "64Mi"}, "disks": disks}
-        await self.http.request("POST", self._vm_path.removesuffix("/web"), body=_item("VirtualMachine", "web", spec))
+        where, name = self._vm_path.rsplit("/", 1)
+        await self.http.request("POST", where, body=_item("VirtualMachine", name, spec))
 
     async def delete_vm(self) -> None:
         """Delete the VM."""
@@ -196,6 +204,10 @@ class World:
             assert asyncio.get_running_loop().time() < deadline, f"not in time: {what}\n{self.tell()}"
             await asyncio.sleep(POLL_SECONDS / 2)
 
+    def writes(self) -> list[str]:
+        """What was written to the API server about the VM, so far."""
+        return [each.name for each in self.effects.log if each.object == self.vm_name]
+
     def check(self) -> None:
         """Fails if an invariant was violated, or if an operator ended by itself."""
         for life, task in self._operators:
@@ -212,14 +224,14 @@ class World:
 
     def running(self) -> bool:
         """Whether the VM is said to be as its spec says, and has a process."""
-        return _ready(self.listed(VMS, "web")) and bool(self.ledger.alive)
+        return _ready(self.listed(VMS, self.vm_name)) and bool(self.ledger.alive)
 
     def gone(self) -> bool:
         """Whether there is no VM."""
-        return not self.listed(VMS, "web")
+        return not self.listed(VMS, self.vm_name)
 
     def found(self) -> dict[str, Any]:
-        """What is on the hosts and on their storage."""
+        """What is on the hosts and, since the VM was created, on their storage."""
         return {
             "definitions": [
                 (host.name, record.uuid, record.persistent is not None)
@@ -227,13 +239,13 @@ class World:
                 for record in host.records.values()
             ],
             "processes": [(each.host, each.uuid, each.cpus_since is not None) for each in self.ledger.alive],
-            "files": sorted(name.removeprefix(self.name) for name in self.storage.files),
+            "files": sorted(self.storage.files.keys() - self._retained),
         }
 
     def tell(self) -> str:
         """What there is and what was done, for the message of a failure."""
-        done = "\n".join(f"  {effect}" for effect in self.effects.log)
-        return f"{self.name}: {self.found()}\n  {self.listed(VMS, 'web')}\n{done}"
+        done = "\n".join(f"  {effect}" for effect in self.effects.log[-30:])
+        return f"{self.name}: {self.found()}\n  {self.listed(VMS, self.vm_name)}\n{done}"
 
 
 def _item(kind: str, name: str, spec: Object) -> Object:
@@ -259,7 +271,6 @@ async def world(lists: Lists) -> AsyncIterator[World]:
         made.start()
         await made.until(made.hosts_ready, "hosts that take VMs")
         yield made
-        made.check()
     finally:
         await made.remove()
 
@@ -311,8 +322,7 @@ class WorldTransport:
             if method == "GET":
                 answer: Object = await read(self._world.effects, call, reply)
             else:
-                effect = _effect(self._world.name, method, target, query or {}, sent)
-                answer = await write(self._world.effects, call, reply, *effect)
+                answer = await write(self._world.effects, call, reply, *_effect(method, target, query or {}, sent))
         finally:
             done_with(reply)
         return answer
@@ -322,13 +332,8 @@ async def _always() -> bool:
     return True
 
 
-def _effect(world: str, method: str, target: Target, query: dict[str, str], body: Any) -> tuple[str, str]:
-    """The object and the name of an effect, alike in all worlds."""
+def _effect(method: str, target: Target, query: dict[str, str], body: Any) -> tuple[str, str]:
+    """The object and the name of an effect."""
     about = body["involvedObject"]["name"] if target.resource == "events" else target.name
     what = " ".join(filter(None, (method, target.subresource, target.short, query.get("fieldManager"))))
-    return about.removeprefix(f"{world}-"), what
-
-
-def is_write(effect: Effect) -> bool:
-    """Whether an effect is a write to the API server about the VM."""
-    return effect.object == "web" and effect.name.split()[0] in ("POST", "PUT", "PATCH", "DELETE")
+    return about, what

@@ -24,7 +24,7 @@ from homeostat.hosts.driver import Connection, HostError
 from homeostat.hosts.informer import HostInformer, LookAnswer
 from homeostat.reconcile import observe
 from homeostat.reconcile import vm as reconcile_vm
-from tests.simulation import crash_points, test_disasters
+from tests.simulation import crash_points, test_control_plane, test_disasters
 from tests.simulation.connection import SimulatedConnection
 from tests.simulation.crash_points import SCENARIOS
 from tests.simulation.effects import current
@@ -254,7 +254,7 @@ MUTANTS = (
     Mutant(
         "looks are spared",
         looks_are_spared,
-        test_disasters.test_two_operators_that_hear_nothing_of_hosts_restart_once,
+        test_control_plane.test_two_operators_that_hear_nothing_of_hosts_restart_once,
     ),
     Mutant("Unknown is Absent", unknown_is_absent, ("start", "create", "kill-after", "host cut")),
     Mutant(

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from homeostat.hosts.driver import HostError
-from tests.simulation import libvirt_xml
 from tests.simulation.harness import in_world
 from tests.simulation.world import World
 
@@ -21,7 +20,7 @@ XML = (
 STRANGER = "00000000-0000-4000-a000-00000000000f"
 
 
-async def _running(world: World, **spec: Any) -> str:
+async def running(world: World, **spec: Any) -> str:
     """A VM web that has been running for a while; the name of its host."""
     world.vm("web", **spec)
     await world.running("web")
@@ -39,7 +38,7 @@ def reason(world: World, name: str = "web", kind: str = "vm") -> str:
 @pytest.mark.parametrize("how", ["cut", "freeze", "power_off"])
 @in_world()
 async def test_a_host_that_does_not_answer_is_unknown_and_nothing_starts_elsewhere(world: World, how: str) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     getattr(host, how)()
     await world.run_until(lambda: world.condition("vm", "web", "Running").get("status") == "Unknown", 120)
     assert world.condition("vm", "web")["status"] == "Unknown"
@@ -92,7 +91,7 @@ async def test_a_host_that_never_answers_slows_no_other(world: World) -> None:
 
 @in_world()
 async def test_a_host_that_is_powered_off_by_the_word_of_a_person_is_given_up(world: World) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     host.power_off()
     await world.settle(120)
     since = world.api.now().strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -109,7 +108,7 @@ async def test_a_host_that_is_powered_off_by_the_word_of_a_person_is_given_up(wo
 
 @in_world()
 async def test_a_host_said_to_be_off_that_answers_is_not_believed_to_be_off(world: World) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     process = world.process("web")
     since = world.api.now().strftime("%Y-%m-%dT%H:%M:%SZ")
     world.edit("hv", host.name, outOfService={"since": since, "evidence": "PoweredOff"})
@@ -120,7 +119,7 @@ async def test_a_host_said_to_be_off_that_answers_is_not_believed_to_be_off(worl
 
 @in_world()
 async def test_deleting_a_vm_whose_host_is_gone_waits_and_names_the_ways_out(world: World) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     host.cut()
     world.delete("vm", "web")
     await world.settle(600)
@@ -141,7 +140,7 @@ async def test_deleting_a_vm_whose_host_is_gone_waits_and_names_the_ways_out(wor
 
 @in_world()
 async def test_a_restart_of_libvirtd_changes_nothing(world: World) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     process = world.process("web")
     for _ in range(3):
         host.restart_daemon()
@@ -152,7 +151,7 @@ async def test_a_restart_of_libvirtd_changes_nothing(world: World) -> None:
 
 @in_world()
 async def test_a_host_that_reboots_gets_its_vms_back(world: World) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     host.reboot(180)
     await world.settle(10)
     await world.run_until(lambda: world.process("web"), 300)
@@ -163,7 +162,7 @@ async def test_a_host_that_reboots_gets_its_vms_back(world: World) -> None:
 
 @in_world(locks=True)
 async def test_a_lost_record_does_not_lead_to_a_second_process(world: World) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     survivor = host.lose_record(world.uuid("web"))
     await world.settle(3600)
     assert survivor is not None and not survivor.ended
@@ -176,7 +175,7 @@ async def test_a_lost_record_does_not_lead_to_a_second_process(world: World) -> 
 @in_world(locks=True)
 async def test_a_vm_whose_record_was_lost_is_not_deleted_under_its_process(world: World) -> None:
     host = world.hosts[
-        await _running(world, disks=[{"name": "root", "pool": "shared", "size": "1Gi", "deletionPolicy": "Delete"}])
+        await running(world, disks=[{"name": "root", "pool": "shared", "size": "1Gi", "deletionPolicy": "Delete"}])
     ]
     survivor = host.lose_record(world.uuid("web"))
     world.delete("vm", "web")
@@ -195,7 +194,7 @@ async def test_a_vm_whose_record_was_lost_is_not_deleted_under_its_process(world
 async def test_a_vm_whose_record_was_lost_is_not_started_elsewhere(world: World, moved: str, disks: int) -> None:
     world.storages["shared"].locks_across = False
     disk = {"name": "root", "pool": "shared", "size": "1Gi"}
-    host = world.hosts[await _running(world, disks=[disk] * disks)]
+    host = world.hosts[await running(world, disks=[disk] * disks)]
     host.log_held = True
     survivor = host.lose_record(world.uuid("web"))
     await world.settle(120)
@@ -217,7 +216,7 @@ async def test_a_vm_whose_record_was_lost_is_not_started_elsewhere(world: World,
 
 @in_world()
 async def test_a_stopped_qemu_is_ended_when_it_has_to_be(world: World) -> None:
-    host = world.hosts[await _running(world, terminationGracePeriodSeconds=20)]
+    host = world.hosts[await running(world, terminationGracePeriodSeconds=20)]
     for raises in (False, True):
         host.destroy_of_stopped_raises = raises
         process = world.process("web")
@@ -238,7 +237,7 @@ async def test_a_stopped_qemu_is_ended_when_it_has_to_be(world: World) -> None:
 @pytest.mark.parametrize(("action", "restored"), [("Restore", True), ("Discard", False)])
 @in_world()
 async def test_a_saved_image_waits_for_the_word_of_its_owner(world: World, action: str, restored: bool) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     host.managed_save(world.uuid("web"))
     await world.settle(600)
     assert not world.process("web")
@@ -295,7 +294,7 @@ async def test_a_domain_that_is_no_ones_is_taken_over_when_the_spec_says_so(worl
 
 @in_world()
 async def test_two_hypervisors_of_one_host(world: World) -> None:
-    await _running(world)
+    await running(world)
     world.addresses["qemu+tcp://h1b/system"] = world.hosts["h1"]
     spec = dict((world.get("hv", "h1") or {})["spec"]) | {"uri": "qemu+tcp://h1b/system"}
     world.apply("hv", "h1b", spec)
@@ -310,7 +309,7 @@ async def test_two_hypervisors_of_one_host(world: World) -> None:
 
 @in_world(hosts=3)
 async def test_an_address_that_leads_to_another_machine_is_not_believed(world: World) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     process = world.process("web")
     stranger = next(each for each in world.hosts.values() if each is not host)
     world.addresses[f"qemu+tcp://{host.name}/system"] = stranger
@@ -356,7 +355,7 @@ async def test_a_full_disk(world: World) -> None:
 
 @in_world()
 async def test_a_pool_that_is_not_mounted_gets_no_second_disk(world: World) -> None:
-    host = world.hosts[await _running(world)]
+    host = world.hosts[await running(world)]
     world.edit("vm", "web", runStrategy="Halted")
     await world.run_until(lambda: not world.process("web"))
     shared, empty = world.storages["shared"], world._storage("mount-point", locks=False)
@@ -376,169 +375,10 @@ async def test_a_pool_that_is_not_mounted_gets_no_second_disk(world: World) -> N
 
 @in_world()
 async def test_a_disk_of_an_earlier_vm_of_that_name_is_not_passed_over(world: World) -> None:
-    await _running(world)
+    await running(world)
     world.delete("vm", "web")
     await world.gone("web")
     world.vm("web")
     await world.settle(120)
     assert reason(world) == "RetainedDisk"
     assert len(world.storages["shared"].files) == 1
-
-
-# The API server -------------------------------------------------------------------------------------------------------
-
-
-@in_world()
-async def test_an_api_server_that_is_away(world: World) -> None:
-    await _running(world)
-    world.front.up.clear()
-    process = world.process("web")
-    assert process is not None
-    process.kill()
-    await world.settle(300)
-    world.front.up.set()
-    await world.running("web", 600)
-    world.front.hangs = True
-    await world.settle(120)
-    world.front.hangs = False
-    await world.settle(60)
-    await world.rest(quiet=700)
-
-
-@in_world()
-async def test_a_deletion_nobody_told_of(world: World) -> None:
-    await _running(world)
-    world.front.connected.clear()
-    world.delete("vm", "web")
-    world.vm("new")
-    world.api.compact()
-    world.front.connected.set()
-    await world.gone("web", 700)
-    await world.run_until(lambda: world.ready("new"), 700)
-    await world.rest(quiet=700)
-
-
-@in_world()
-async def test_events_that_never_come(world: World) -> None:
-    world.events.lost = world.front.delivery.lost = 1.0
-    await _running_within_a_resync(world)
-    process = world.process("web")
-    assert process is not None
-    process.kill()
-    await world.run_until(lambda: world.process("web") not in (None, process), 60)
-    world.edit("vm", "web", runStrategy="Halted")
-    await world.run_until(lambda: not world.process("web"), 700)
-    world.delete("vm", "web")
-    await world.gone("web", 700)
-    await world.rest()
-
-
-async def _running_within_a_resync(world: World) -> None:
-    world.vm("web")
-    await world.running("web", 700)
-    await world.settle(90)
-
-
-@in_world()
-async def test_events_that_come_late_twice_and_in_the_wrong_order(world: World) -> None:
-    for delivery in (world.events, world.front.delivery):
-        delivery.doubled, delivery.reordered, delivery.late = 0.5, 0.5, 20.0
-    await _running_within_a_resync(world)
-    for number in range(5):
-        world.edit("vm", "web", power={"request": f"r{number}"})
-        await world.settle(7)
-    await world.run_until(lambda: world.ready("web") and world.process("web"), 700)
-    await world.settle(60)
-    await world.rest(quiet=1500)
-    process = world.process("web")
-    assert process is not None
-    assert "r4" in libvirt_xml.text_of(process.live)
-
-
-@in_world()
-async def test_an_etcd_that_was_rolled_back_removes_nothing(world: World) -> None:
-    await _running(world)
-    backup = world.api.snapshot()
-    await world.settle(5)
-    world.vm("later")
-    world.edit("vm", "web", memory={"size": "128Mi"})
-    await world.run_until(lambda: world.ready("later") and world.ready("web"), 120)
-    await world.settle(60)
-    processes = set(world.ledger.alive)
-    world.api.restore(backup)
-    await world.settle(1500)
-    assert set(world.ledger.alive) == processes
-    orphans = [each["name"] for host in world.hosts for each in world.status(host, "hv").get("orphans", [])]
-    assert orphans == ["default_later"]
-
-
-@in_world()
-async def test_a_status_that_was_lost_starts_nothing_twice(world: World) -> None:
-    host = world.hosts[await _running(world)]
-    world.kill()
-    found = world.get("vm", "web")
-    assert found is not None
-    world.invariants.protocol = False
-    del found["status"]
-    host.cut()
-    world.start()
-    await world.settle(600)
-    assert len(world.ledger.processes) == 1
-    host.restore()
-    await world.running("web", 120)
-    await world.rest()
-    assert len(world.ledger.processes) == 1
-
-
-# Operators ------------------------------------------------------------------------------------------------------------
-
-
-@in_world()
-async def test_two_operators_at_once_run_nothing_twice(world: World) -> None:
-    world.start()
-    world.start()
-    for name in ("a", "b", "c", "d"):
-        world.vm(name)
-    await world.run_until(lambda: all(world.ready(name) for name in "abcd"), 300)
-    await world.settle(90)
-    for name in "abcd":
-        process = world.process(name)
-        assert process is not None
-        process.kill()
-    await world.run_until(lambda: all(world.ready(name) and world.process(name) for name in "abcd"), 300)
-    world.edit("vm", "a", runStrategy="Halted")
-    world.delete("vm", "b")
-    await world.gone("b")
-    await world.settle(120)
-    await world.rest()
-
-
-@in_world()
-async def test_two_operators_that_hear_nothing_of_hosts_restart_once(world: World) -> None:
-    await _running(world)
-    world.start()
-    await world.settle(60)
-    world.events.lost = 1.0
-    world.edit("vm", "web", power={"request": "again"})
-    await world.run_until(lambda: len(world.ledger.processes) == 2 and world.ready("web"), 120)
-    second = world.process("web")
-    await world.settle(300)
-    assert world.process("web") is second, "it was restarted again"
-    await world.rest()
-
-
-@in_world()
-async def test_a_hypervisor_with_vms_waits_for_them(world: World) -> None:
-    host = world.hosts[await _running(world)]
-    world.delete("hv", host.name)
-    await world.settle(300)
-    assert world.get("hv", host.name) is not None
-    assert "default/web" in world.status(host.name, "hv")["holds"]
-    assert world.process("web") is not None
-    world.vm("new", placement={"host": host.name})
-    await world.settle(120)
-    assert not world.process("new")
-    world.delete("vm", "new")
-    world.delete("vm", "web")
-    await world.run_until(lambda: world.get("hv", host.name) is None, 300)
-    await world.rest(quiet=60)

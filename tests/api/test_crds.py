@@ -219,13 +219,11 @@ HYPERVISOR_STATUS: Object = {
     "qemuVersion": "7.2.0",
     "capacity": {"cpus": 2, "memoryMiB": 4096},
     "allocated": {"cpus": 1, "memoryMiB": 512, "domains": 1},
-    "emulator": "/usr/bin/qemu-system-x86_64",
     "cpuModels": ["qemu64"],
-    "pools": [{"name": "local", "pool": "default", "active": "Active", "capacityMiB": 2048, "availableMiB": 1024}],
+    "pools": [{"name": "local", "pool": "default", "active": "Active", "capacityMiB": 2048}],
     "networks": [{"name": "lan", "present": "Missing"}],
     "foreignDomains": 0,
     "orphans": [{"uuid": UID, "name": "default_old", "namespace": "default", "vm": "old", "since": NOW}],
-    "findings": [{"type": "BridgeWithoutMAC", "message": "br0 takes the lowest address of its ports."}],
     "holds": ["default/web"],
 }
 

@@ -6,6 +6,7 @@ The methods here are what the server does, at once; `transport` and `watch` are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -119,6 +120,8 @@ class ApiServer:
             raise invalid(target, "metadata.name: Required value: name or generateName is required")
         target = target.named(meta["name"])
         self._check_namespace(target)
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", target.name):
+            raise invalid(target, f"metadata.name: Invalid value: {target.name!r}: a lowercase RFC 1123 subdomain")
         if meta.get("resourceVersion"):
             raise ApiError(500, "", "resourceVersion should not be set on objects to be created")
         if target.key in self.objects:
@@ -152,7 +155,12 @@ class ApiServer:
         return clone(made)  # type: ignore[no-any-return]
 
     def update(self, target: Target, body: Object, manager: str = "kubectl") -> Object:
-        """PUT."""
+        """PUT. A uid in the body is a precondition: on /status too, and where there is nothing."""
+        meta, there = body.get("metadata", {}), self.objects.get(target.key)
+        if meta.get("name", target.name) != target.name:
+            raise ApiError(400, "BadRequest", "the name of the object does not match the name on the URL")
+        if "uid" in meta and meta["uid"] != (there["metadata"]["uid"] if there else ""):
+            raise conflict(target, f"Precondition failed: UID in precondition: {meta['uid']}")
         live = self._live(target)
         if self._has_status(target) and not body.get("metadata", {}).get("resourceVersion"):
             raise invalid(target, "metadata.resourceVersion: Invalid value: must be specified for an update")
@@ -201,8 +209,11 @@ class ApiServer:
             others = ", ".join(sorted({f"{other} has {path[-1]}" for other, path in clashes}))
             raise ApiError(409, "Conflict", f"Apply failed with conflicts: {others}")
         after = ownership.apply(live, part, shape, owners, owner)
-        if target.subresource and not after.get("status") and live.get("status"):
+        if target.subresource and after.get("status", ()) is None:
             raise invalid(target, 'status: Invalid value: "null": status in body must be of type object')
+        after = ownership.without_nulls(after)
+        if live.get("status") and not after["status"]:
+            del after["status"]
         return self._replace(target, live, after, "")
 
     def _check_types(self, target: Target, part: Object) -> None:
@@ -271,6 +282,8 @@ class ApiServer:
         meta = body.get("metadata", {})
         self._check_version(target, live, meta)
         self._check_uid(target, live, meta)
+        if meta.get("deletionTimestamp") not in (None, live["metadata"].get("deletionTimestamp")):
+            raise invalid(target, "metadata.deletionTimestamp: field is immutable")
         after = self._writable(target, live, body)
         changed = {name: each for name, each in after.items() if name == "metadata" or each != live.get(name)}
         after |= self._known_shape(target, changed, whole=False)
@@ -285,15 +298,17 @@ class ApiServer:
             owner = f"{manager}/{target.subresource}"
             owners = self.owners.setdefault(target.key, {})
             ownership.changed_by_update(live, after, self._schema(target), owners, owner)
-        self._store(target, live, after)
         if after["metadata"].get("deletionTimestamp") and not after["metadata"].get("finalizers"):
-            self._remove(target, after)
+            self._remove(target, live)  # watches are told what was stored last: with its last finalizer
+        else:
+            self._store(target, live, after)
         return clone(after)  # type: ignore[no-any-return]
 
     def _writable(self, target: Target, live: Object, body: Object) -> Object:
         """The object with what this endpoint may change taken from the body, and the rest as it was."""
         if target.subresource:
-            return {**live, "status": body.get("status", {})}
+            status = {"status": body["status"]} if "status" in body else {}
+            return {name: each for name, each in live.items() if name != "status"} | status
         meta = {name: each for name, each in body.get("metadata", {}).items() if name not in KEPT_BY_SERVER}
         meta |= {name: live["metadata"][name] for name in KEPT_BY_SERVER if name in live["metadata"]}
         meta["resourceVersion"] = live["metadata"]["resourceVersion"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from homeostat.kube.transport import JSON, ApiError, ApiUnreachable
+from homeostat.kube.transport import APPLY, JSON, ApiError, ApiUnreachable
 from tests.simulation.apiserver import ApiServer, Object
 from tests.simulation.connection import Delivery
 from tests.simulation.effects import Call, Effects, Life, done_with, forever, read, write
@@ -100,6 +100,8 @@ def _object(target: Target, body: Any) -> str:
 def _answer(
     server: ApiServer, method: str, target: Target, query: dict[str, str], body: Any, content_type: str
 ) -> Object:
+    if content_type == APPLY and "fieldManager" not in query:
+        raise ApiError(422, "Invalid", "PatchOptions.meta.k8s.io is invalid: fieldManager: is required for apply patch")
     manager = query.get("fieldManager", "homeostat")
     match method:
         case "GET" if target.name:

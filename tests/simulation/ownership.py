@@ -66,16 +66,17 @@ def apply(
     live: dict[str, Any], applied: dict[str, Any], schema: Schema, owners: Owners, manager: str
 ) -> dict[str, Any]:
     """The object after an apply by `manager`, with force; `owners` is brought up to date."""
-    result: dict[str, Any] = clone(live)
+    result: dict[str, Any] = _merged(clone(live), applied, schema)
     named = set(fields(applied, schema))
     for path in sorted(owners.get(manager, set()) - named, key=len):
         kept = any(path in owned for other, owned in owners.items() if other != manager)
         if not kept and not _holds_fields_of_others(path, owners, manager):
             _remove(result, path, schema)
+            _emptied(result, path, schema)
     for other, path in conflicts(live, applied, schema, owners, manager):
         owners[other].discard(path)
     owners[manager] = named
-    return _merged(result, applied, schema)  # type: ignore[no-any-return]
+    return result
 
 
 def _holds_fields_of_others(path: Path, owners: Owners, manager: str) -> bool:
@@ -125,6 +126,21 @@ def _remove(value: Any, path: Path, schema: Schema) -> None:
     elif isinstance(value, list):
         kind, key = last
         value[:] = [item for item in value if (item if kind == "v" else item_key(item, schema)) != key]
+
+
+def _emptied(value: Any, path: Path, schema: Schema) -> None:
+    """What a removal has left empty becomes null, and that is something in what holds it: so servers do it."""
+    *above, name = path[:-1] or ("",)
+    if path[1:] and get(value, path[:-1], schema) in ({}, []) and isinstance(name, str):
+        holder = get(value, tuple(above), schema)
+        holder[name] = None
+
+
+def without_nulls(value: Any) -> Any:
+    """The same without the names that hold nothing."""
+    if isinstance(value, dict):
+        return {name: without_nulls(each) for name, each in value.items() if each is not None}
+    return value
 
 
 def _merged(live: Any, applied: Any, schema: Schema) -> Any:

@@ -19,7 +19,7 @@ KINDS = {
 }
 SHORT = {"virtualmachines": "vm", "hypervisors": "hv"}
 _PATH = re.compile(
-    r"(?P<prefix>/api/v1|/apis/[^/]+/[^/]+)(/namespaces/(?P<namespace>[^/]+))?"
+    r"(?P<prefix>/api/v1|/apis/homeostat\.dev/v1alpha1|/apis/coordination\.k8s\.io/v1)(/namespaces/(?P<namespace>[^/]+))?"
     r"/(?P<resource>[a-z]+)(/(?P<name>[^/]+)(/(?P<subresource>[a-z]+))?)?"
 )
 
@@ -66,7 +66,7 @@ def parse(path: str) -> Target:
         return Target("/api/v1", "namespaces", "", space[2] or "")
     match = _PATH.fullmatch(path)
     if match is None or match["resource"] not in KINDS:
-        raise ApiError(404, "NotFound", f"the server could not find the requested resource: {path}")
+        raise ApiError(404, "", f"the server could not find the requested resource: {path}")
     parts = {name: value or "" for name, value in match.groupdict().items()}
     return Target(**parts)
 

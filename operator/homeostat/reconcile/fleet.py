@@ -53,6 +53,8 @@ class Fleet:
     """All VMs and Hypervisors, as last heard of."""
 
     now: Callable[[], datetime]
+    room_changed: Callable[[frozenset[str]], None]
+    """Called with the names of Hypervisors that a VM came to or left, however that became known."""
     hypervisors: dict[str, Hypervisor] = field(default_factory=dict)
     informers: dict[str, HostInformer] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # Hypervisor -> what its credentials lack
@@ -73,7 +75,13 @@ class Fleet:
         if vm is None:
             self._assumed.pop(key, None)
             self._claim(key, None)
-            return
+        else:
+            self._note(key, vm)
+        before, after = (each.status.candidates if each else () for each in (old, vm))
+        if before != after:
+            self.room_changed(frozenset(each.hypervisor for each in (*before, *after)) & self.hypervisors.keys())
+
+    def _note(self, key: Key, vm: VirtualMachine) -> None:
         self.vms[key] = vm
         self._keys[wanted.domain_uuid(vm)] = key
         hosts = frozenset(candidate.host_uuid for candidate in vm.status.candidates)

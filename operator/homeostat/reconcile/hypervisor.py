@@ -72,18 +72,21 @@ class HypervisorReconciler:
             seen = await self._client.get(Hypervisor, "", key[1])
         except (ApiError, ApiUnreachable) as error:
             raise Retry(f"the Hypervisor could not be read: {error}") from error
-        if seen is None:
-            old = self._fleet.hypervisors.get(key[1])
-            twins = self._fleet.twins(old) if old else set()
-            self._fleet.note_hypervisor(key[1], None)
-            self._written.pop(key[1], None)
-            self._fleet.missing.pop(key[1], None)
-            informer = self._fleet.informers.pop(key[1], None)
-            if informer is not None:
-                await informer.close()
-            for name in (key[1], *twins):
-                self._on_change(name, None)
+        if seen is None and (known := self._fleet.hypervisors.get(key[1])) is not None:
+            await self._forget(known)
         return seen
+
+    async def _forget(self, hypervisor: Hypervisor) -> None:
+        """Leave the host of a Hypervisor that is gone; its VMs, and another Hypervisor of its host, are looked at."""
+        name, twins = hypervisor.metadata.name, self._fleet.twins(hypervisor)
+        self._fleet.note_hypervisor(name, None)
+        self._written.pop(name, None)
+        self._fleet.missing.pop(name, None)
+        informer = self._fleet.informers.pop(name, None)
+        if informer is not None:
+            await informer.close()
+        for each in (name, *twins):
+            self._on_change(each, None)
 
     async def _configure(self, hypervisor: Hypervisor) -> None:
         """Bring the informer to the spec's URI, credentials and identity; note what is missing of the credentials."""

@@ -43,7 +43,7 @@ class Operator:
         self._driver, self._source, self._now = driver, source, now
         self.settings = settings or Settings()
         self.client = Client(transport, namespace)
-        self.fleet = Fleet(now)
+        self.fleet = Fleet(now, self._room_changed)
         self._recorder = Recorder(transport, now)
         self.hypervisors: Controller | None = None
         self.vms: Controller | None = None
@@ -89,10 +89,10 @@ class Operator:
     async def _hypervisor_keys(self) -> Iterable[Key]:
         items = [_parsed(Hypervisor, item) for item in await self.client.list_all(Hypervisor)]
         there = {item.metadata.name: item for item in items if item is not None}
-        for name in self.fleet.hypervisors.keys() | there.keys():
-            self.fleet.note_hypervisor(name, there.get(name))
+        for name, item in there.items():
+            self.fleet.note_hypervisor(name, item)
         # What was known and is not listed any more is looked at too: its deletion may have been missed.
-        return [("", name) for name in self.fleet.informers.keys() | there.keys()]
+        return [("", name) for name in self.fleet.hypervisors.keys() | there.keys()]
 
     async def _vm_keys(self) -> Iterable[Key]:
         items = [_parsed(VirtualMachine, item) for item in await self.client.list_all(VirtualMachine)]
@@ -109,20 +109,15 @@ class Operator:
                 self.hypervisors.queue.add(("", meta["name"]))
             return
         key = (meta.get("namespace", ""), meta["name"])
-        old = self.fleet.vms.get(key)
-        new = None if kind == "DELETED" else _parsed(VirtualMachine, item)
-        self.fleet.note_vm(key, new)
+        self.fleet.note_vm(key, None if kind == "DELETED" else _parsed(VirtualMachine, item))
         if self.vms is not None:
             self.vms.queue.add(key)
-            if (old.status.candidates if old else ()) != (new.status.candidates if new else ()):
-                self._room_changed(old, new)
 
-    def _room_changed(self, old: VirtualMachine | None, new: VirtualMachine | None) -> None:
+    def _room_changed(self, hypervisors: frozenset[str]) -> None:
         """Hosts' figures change, and what waits for room may fit now."""
-        assert self.vms is not None
-        assert self.hypervisors is not None
-        hosts = {candidate.hypervisor for vm in (old, new) if vm for candidate in vm.status.candidates}
-        for name in hosts & self.fleet.hypervisors.keys():
+        if self.vms is None or self.hypervisors is None:
+            return
+        for name in hypervisors:
             self.hypervisors.queue.add(("", name))
         for key in self.fleet.waiting():
             self.vms.queue.add(key)

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from tests.bench import creation, healing
 from tests.bench.bed import Bed
-from tests.bench.report import PAGE, Results, page
+from tests.bench.report import PAGE, Results, page, summary
 
 
 def main() -> None:
     """`python -m tests.bench`: measure, and write docs/benchmarks.md; with --smoke, print a small run's page."""
     args = _arguments()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that nothing is left behind
-    count, rounds, alone, kills, series = (4, 1, 2, 3, 1) if args.smoke else (args.n, 4, 10, 40, 4)
+    count, rounds, alone, kills, series = (4, 1, 2, 6, 1) if args.smoke else (args.n, 4, 10, 40, 4)
     with Bed(args.profile) as bed:
         made = creation.measure(bed, count, args.rounds or rounds)
         if args.only_creation:
-            print(made.ratio, made.pairs, *made.rounds, sep="\n")
+            print("\n".join(summary(made)))
             return
         one_by_one = creation.measure_alone(bed, alone)
         healed = healing.measure(bed, kills, series, settled=not args.smoke)

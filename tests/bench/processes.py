@@ -8,37 +8,43 @@ import platform
 import re
 import subprocess
 import time
-from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tests.lab.host import Host
+
 _TICKS = os.sysconf("SC_CLK_TCK")
-PROGRAMS = {
-    "qemu-system-x86": "QEMU",
-    "libvirtd": "libvirtd",
-    "virtlogd": "libvirtd",
-    "rpc-libvirtd": "libvirtd",
-    "kube-apiserver": "API server",
-    "etcd": "etcd",
-    "kubectl": "kubectl",
-}
+Usage = dict[str, float]
+"""CPU seconds by what used them; "machine" is all of it, what nobody here used included."""
 
 
-def cpu_seconds(own: dict[int, str]) -> dict[str, float]:
-    """CPU seconds used so far, by program; `own` gives processes a name of their own by pid. Ended ones are missing."""
-    used: defaultdict[str, float] = defaultdict(float)
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        fields = rest.split()
-        used[own.get(int(folder.name)) or PROGRAMS.get(name, "other")] += (int(fields[11]) + int(fields[12])) / _TICKS
-    return dict(used)
+def used(hosts: Iterable[Host], programs: Mapping[str, int | None]) -> Usage:
+    """CPU used so far by guests, libvirt, programs by pid, and this process with kubectl. Ended guests are missing."""
+    found = {"QEMU": 0.0, "libvirt": 0.0, "kubectl, measuring": sum(os.times()[:4]), "machine": _busy_seconds()}
+    for process in (process for host in hosts for process in host.processes()):
+        name, own, children = _of(process.pid)
+        found["QEMU" if name.startswith("qemu") else "libvirt"] += own + (children if name == "libvirtd" else 0.0)
+    return found | {name: _of(pid)[1] for name, pid in programs.items() if pid is not None}
 
 
-def since(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+def since(before: Usage, after: Usage) -> Usage:
     """What was used in between."""
-    return {name: max(0.0, used - before.get(name, 0.0)) for name, used in after.items()}
+    return {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
+
+
+def _of(pid: int) -> tuple[str, float, float]:
+    """Name, CPU seconds, and those of its children that have ended."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return "", 0.0, 0.0
+    user, system, child_user, child_system = (int(word) / _TICKS for word in rest.split()[11:15])
+    return name, user + system, child_user + child_system
+
+
+def _busy_seconds() -> float:
+    line = _cpu_line()
+    return (sum(line) - line[3] - line[4]) / _TICKS
 
 
 def busy(seconds: float = 1.0) -> float:

@@ -76,7 +76,7 @@ def _creation(creation: Creation) -> Iterable[str]:
     )
     yield ""
     yield from _table(
-        ("round", "seconds", "CPUs busy before", "spread", "CPU seconds by program"),
+        ("round", "seconds", "CPUs busy before", "spread", "CPU seconds"),
         (
             (each.way, f"{each.seconds:.2f}", f"{each.busy_before:.0%}", _spread(each), _cpu(each))
             for each in creation.rounds
@@ -89,12 +89,13 @@ def _spread(one: Round) -> str:
 
 
 def _cpu(one: Round) -> str:
-    ordered = sorted(one.cpu.items(), key=lambda item: -item[1])
+    named = {name: seconds for name, seconds in one.cpu.items() if name != "machine"}
+    rest = {"all else": one.cpu["machine"] - sum(named.values())}
+    ordered = sorted(named.items(), key=lambda item: -item[1]) + list(rest.items())
     return ", ".join(f"{name} {seconds:.1f}" for name, seconds in ordered if seconds >= 0.05)
 
 
 def _writes(results: Results) -> Iterable[str]:
-    rounds = results.creation.of("operator")
     yield "## Requests to the API server"
     yield ""
     slow = sum(each >= 5 for each in results.alone.starts)
@@ -104,16 +105,21 @@ def _writes(results: Results) -> Iterable[str]:
         " until Running is reported. Aim: 3 or fewer when it takes under 5 s."
     )
     yield ""
+    yield from _requests(results.creation)
+
+
+def _requests(creation: Creation) -> Iterable[str]:
+    rounds = creation.of("operator")
     starts, writes = [s for each in rounds for s in each.starts], [w for each in rounds for w in each.writes]
     yield (
-        f"{results.creation.count} at once (Running after {min(starts):.1f} to {max(starts):.1f} s, median"
+        f"{creation.count} at once (Running after {min(starts):.1f} to {max(starts):.1f} s, median"
         f" {median(starts):.1f} s): {_counts(writes)} writes."
     )
     yield ""
     yield f"Requests for each VM, from the API server's own `apiserver_request_total`, mean of {len(rounds)} rounds:"
     yield ""
     total: Counter[str] = sum((each.requests for each in rounds), Counter())
-    share = len(rounds) * results.creation.count
+    share = len(rounds) * creation.count
     ordered = sorted(total.items(), key=lambda item: (item[0].split()[0] in READS, item[0]))
     yield from _table(("request", "for each VM"), ((name, f"{number / share:.2f}") for name, number in ordered))
     yield "`kubectl apply` itself makes one GET and the POST. Hypervisors meanwhile:"
@@ -122,6 +128,11 @@ def _writes(results: Results) -> Iterable[str]:
         ("round", "Hypervisor", "writes", "transitions", "most others in 10 s (aim: 1)"),
         ((number, *row) for number, each in enumerate(rounds, 1) for row in each.hypervisors),
     )
+
+
+def summary(creation: Creation) -> Iterable[str]:
+    """What was measured of the creation of many VMs."""
+    return [*_creation(creation), *_requests(creation)]
 
 
 def _healing(healing: Healing) -> Iterable[str]:

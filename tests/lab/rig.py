@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SHORT = {
     "reconnect_seconds": 1,
     "keepalive_interval_seconds": 1,
     "keepalive_count": 3,
+    "secret_resync_seconds": 1,
 }
 SHORT_OPTIONS = [f"--set={name}={value}" for name, value in SHORT.items()]
 Object = dict[str, Any]
@@ -97,6 +99,7 @@ class Rig:
         names = [line.split() for line in self.kubectl("get", "vm", "-A", "--no-headers", "-o", columns).splitlines()]
         for namespace, name in names:
             self.patch("vm", name, {"spec": {"terminationGracePeriodSeconds": 0}}, namespace)
+            self._confirm_off(name, namespace)
             self.delete("vm", name, namespace)
         for namespace, name in names:
             self.gone("vm", name, namespace)
@@ -109,6 +112,14 @@ class Rig:
             for pool in ("default", "shared", "tiny"):
                 for volume in [name for name in host.volumes(pool) if "_" in name]:
                     (host.pool_path(pool) / volume).unlink(missing_ok=True)
+
+    def _confirm_off(self, name: str, namespace: str) -> None:
+        """Say of a VM whose record was lost, and that has no disk, that nothing of it runs: nobody else can."""
+        status = self.status("vm", name, namespace)
+        if status.get("reason") == "RecordLost" and self.host_of(self.uuid(name, namespace)) is None:
+            since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            host = status["candidates"][0]["hypervisor"]
+            self.patch("vm", name, {"spec": {"confirmedOff": {"host": host, "since": since}}}, namespace)
 
     @staticmethod
     def _remove(host: Host, uuid: str) -> None:

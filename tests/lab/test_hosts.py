@@ -17,6 +17,7 @@ from tests.controlplane.ports import allocate
 from tests.lab.host import Host
 from tests.lab.rig import SHORT_OPTIONS, Rig
 
+DISK = {"name": "data", "pool": "shared", "size": "8Mi"}
 FAULTS = {"cut": Host.cut, "frozen": Host.freeze_libvirtd, "off": Host.power_off}
 
 
@@ -29,7 +30,7 @@ def unknown(rig: Rig, name: str) -> tuple[str, str, list[str]]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_host_that_does_not_answer_makes_its_vms_unknown_and_delays_nobody_else(rig: Rig, fault: str) -> None:
     bad, good = rig.lab.hosts[0], rig.lab.hosts[1]
-    there, elsewhere = (rig.vm(name, placement={"host": host}) for name, host in (("there", "h1"), ("else", "h2")))
+    there, elsewhere = rig.vm("there", placement={"host": "h1"}, disks=[DISK]), rig.vm("else", placement={"host": "h2"})
     rig.running("there")
     rig.running("else")
     pid = bad.qemu_pid(there)
@@ -78,9 +79,9 @@ def test_a_restarted_libvirtd_is_met_again_and_its_vms_run_on_and_are_kept_runni
 
 def test_a_rebooted_host_gets_its_vms_back(rig: Rig) -> None:
     host = rig.lab.hosts[0]
-    wanted, halted = rig.vm("wanted", placement={"host": "h1"}), rig.vm("halted", placement={"host": "h1"})
-    rig.running("wanted")
-    rig.running("halted")
+    wanted, halted = (rig.vm(name, placement={"host": "h1"}, disks=[DISK]) for name in ("wanted", "halted"))
+    for name in ("wanted", "halted"):
+        rig.running(name)
     host.reboot()
     rig.patch("vm", "halted", {"spec": {"runStrategy": "Halted"}})
     assert rig.running("wanted") == host

@@ -13,9 +13,9 @@ Hypervisors are then declared as qemu+tcp://127.0.0.1:17001/system, and the oper
 http://127.0.0.1:18001. Port 0 takes a free one. Once it listens it prints a line `ready`, and after it, as JSON, the
 port of each target: {"198.51.100.11:16509": 17001, ..., "KUBECONFIG": 18001}.
 
-A fault is placed by what and which: WHAT:K is the K-th effect where the regular expression WHAT is found in
-`what object` (a bare number counts all effects, which is not stable where work is concurrent).
-It exits with 3 when the fault was never reached: such a run covers nothing.
+A fault is placed by what and which: WHAT:K is the K-th effect where the regular expression WHAT is found in `what
+object` (a bare number counts all effects, which is not stable where work is concurrent). It exits with 3 when the fault
+was never reached: such a run covers nothing.
 
     kill-before  the request never arrives, the operator is dead
     kill-after   it is done, the operator dies before it hears

@@ -7,8 +7,10 @@ strikes at just that effect, something happens, an operator is at work again, an
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from tests.simulation.clock import run_virtual
 from tests.simulation.effects import Effect
@@ -283,3 +285,17 @@ def run(scenario: Scenario, point: Point) -> bool:
             return True
 
     return run_virtual(main())
+
+
+def outcomes(scenario: Scenario, points: Iterable[Point]) -> Iterator[tuple[Point, str]]:
+    """Runs points on all CPUs, and yields each that is not pointless with what does not hold, "" where all does."""
+    with ProcessPoolExecutor() as pool:
+        yield from filter(None, pool.map(partial(_outcome, scenario.name), points, chunksize=8))
+
+
+def _outcome(name: str, point: Point) -> tuple[Point, str] | None:
+    (scenario,) = [each for each in SCENARIOS if each.name == name]
+    try:
+        return (point, "") if run(scenario, point) else None
+    except AssertionError as error:
+        return point, str(error) or repr(error)

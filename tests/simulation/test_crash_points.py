@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.crash_points import SCENARIOS, Scenario, clean, pair, points, run
+from tests.simulation.crash_points import SCENARIOS, Scenario, clean, outcomes, pair, points
 
 pytestmark = pytest.mark.simulation
 
@@ -23,15 +23,9 @@ ACTIONS = {
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.name)
 def test_every_crash_point(scenario: Scenario, capsys: pytest.CaptureFixture[str]) -> None:
     effects = clean(scenario)
-    reached, pairs, failed = 0, set(), []
-    for point in points(scenario, effects):
-        try:
-            if not run(scenario, point):
-                continue
-        except AssertionError as error:
-            failed.append(f"{point}: {error}")
-        reached += 1
-        pairs.add(pair(point))
+    found = list(outcomes(scenario, points(scenario, effects)))
+    reached, pairs = len(found), {pair(point) for point, _ in found}
+    failed = [f"{point}: {wrong}" for point, wrong in found if wrong]
     with capsys.disabled():
         print(f"\n{scenario.name}: {len(effects)} effects, {reached} points, {len(pairs)} pairs of action and fault")
     assert not failed, f"{len(failed)} of {reached} points, the first: {failed[0]}\nall:\n" + "\n".join(

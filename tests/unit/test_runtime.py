@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -186,3 +188,12 @@ def test_a_json_line_says_key_and_reconcile() -> None:
     assert '"message": "did it"' in seen[0]
     assert '"key": "shop/0"' in seen[0]
     assert '"reconcile": "' in seen[0]
+
+
+def test_the_operator_may_open_as_many_files_as_the_system_lets() -> None:
+    script = (
+        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
+        "from homeostat.cli.run import raise_file_limit; raise_file_limit();"
+        "soft, hard = r.getrlimit(r.RLIMIT_NOFILE); assert soft == hard > 256, (soft, hard)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -2,8 +2,7 @@
 """What can be done, one effect each: one mutating request to one host or to the API server.
 
 The post-condition of each action is its second sentence. What an action returns decides nothing; its post-condition is
-looked for in
-the next pass.
+looked for in the next pass.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 """What was seen on hosts, in the words that `decide` reads.
 
 Every observation is Present, Absent (proved by a fresh answer of the expected host) or Unknown. There is no fourth
-answer
-and no default: whoever builds an observation has to say which of the three it is.
+answer and no default: whoever builds an observation has to say which of the three it is.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ class Owner:
 
     `request` is the power request that the definition was last prepared for. `off` is how the last process was seen to
     have ended (a shutoff reason of libvirt, or "Halted" when the run strategy ended it), None while a process may
-    exist.
-    `was` is the shutoff reason libvirt showed when the definition was prepared: the same reason later proves nothing.
-    `paused` says that we paused, or started paused, this domain; `probe` that it was started only to see whether an
-    earlier process is still there.
+    exist. `was` is the shutoff reason libvirt showed when the definition was prepared: the same reason later proves
+    nothing. `paused` says that we paused, or started paused, this domain; `probe` that it was started only to see
+    whether an earlier process is still there.
     """
 
     cluster: str

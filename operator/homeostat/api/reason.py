@@ -2,8 +2,7 @@
 """Every reason a person can meet in a status: what it means, what happens next, what to do.
 
 One row gives the printable state, the conditions' values and the words; decisions name a reason and add the details.
-The page
-docs/conditions.md is made from these tables.
+The page docs/conditions.md is made from these tables.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from dataclasses import fields, replace
@@ -34,7 +35,14 @@ def run(args: argparse.Namespace) -> None:
         settings = _settings(args)
     except ValueError as error:
         sys.exit(f"homeostat: {error}")
+    raise_file_limit()
     asyncio.run(_main(args, settings))
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets: a host takes up to 27 connections, and the usual 1024 are few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _exit(code: int) -> NoReturn:

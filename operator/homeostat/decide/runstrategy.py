@@ -26,8 +26,7 @@ def starts(strategy: str, way_off: str, *, served: bool, power_state: str = "Run
     """Whether a domain that went off this way is started.
 
     `served`: a process has run for the current spec.power.request. A way off that is no shutoff reason of libvirt's
-    counts as
-    the nearest of WAYS_OFF: anything but Shutdown is a failure.
+    counts as the nearest of WAYS_OFF: anything but Shutdown is a failure.
     """
     if strategy == "Halted" or power_state == "Stopped":
         return False
@@ -45,9 +44,8 @@ def served(vm: VirtualMachine, domain: Domain | None) -> bool:
     """Whether a process has run for the VM's current power request.
 
     A definition is prepared for a request before it is started, so the request alone does not say that a process ran.
-    That it ran is said
-    by the mark left when its end was seen, by a way off that was not there when the definition was prepared, or by
-    having been seen.
+    That it ran is said by the mark left when its end was seen, by a way off that was not there when the definition was
+    prepared, or by having been seen.
     """
     request = vm.spec.power.request
     if domain is None:

@@ -25,11 +25,9 @@ class Failure:
 class HostView:
     """One Hypervisor as a decision about one VM sees it.
 
-    `closed` says why no VM may be placed there now (reason, sentence), None when one may. `released` says that a
-    person declared the host
-    out of service and nothing was heard from it since. `volumes` has the volume names of each pool that was looked at,
-    or why it could
-    not be; empty when nothing was looked at.
+    `closed` says why no VM may be placed there now (reason, sentence), None when one may. `released` says that a person
+    declared the host out of service and nothing was heard from it since. `volumes` has the volume names of each pool
+    that was looked at, or why it could not be; empty when nothing was looked at.
     """
 
     name: str

@@ -2,8 +2,8 @@
 """The next step of a VirtualMachine: one action, or none and why.
 
 Read from top to bottom: who may touch it, where it is, then one of four cases: deleting, running, off, nowhere. No
-action follows from a cached
-answer: where a step would change a host, the hosts in question are looked at first and the decision is made again.
+action follows from a cached answer: where a step would change a host, the hosts in question are looked at first and the
+decision is made again.
 """
 
 from __future__ import annotations

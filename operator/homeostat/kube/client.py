@@ -53,8 +53,7 @@ class Client:
         """Server-side apply of a status by one field manager, onto the object as it was read.
 
         The resourceVersion in the body makes the server refuse (409) when the object has changed since, or is another
-        object: a wrong
-        uid alone is accepted on /status (measured).
+        object: a wrong uid alone is accepted on /status (measured).
         """
         meta = seen["metadata"]
         body = {

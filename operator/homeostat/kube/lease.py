@@ -2,8 +2,7 @@
 """One operator at work at a time, by a Lease. Nothing that must be safe depends on it.
 
 The official client's leader election trusts the wall clock, does not give the lease back on exit, and ends on a
-connection error; this one
-measures with the loop's clock and releases.
+connection error; this one measures with the loop's clock and releases.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 """Watching with kopf: it supplies login, the watch streams and signals, nothing else.
 
 kopf's handlers for creation, update and deletion, its indices, daemons, timers and peering lose updates or deletions
-(measured),
-so an event only says that an object should be looked at, and a resync lists what no event told.
+(measured), so an event only says that an object should be looked at, and a resync lists what no event told.
 """
 
 from __future__ import annotations

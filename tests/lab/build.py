@@ -26,12 +26,19 @@ tls_no_sanity_certificate = 1
 host_uuid = "{uuid}"
 """
 
+# What every host's QEMU has: the address and the certificates of migrations. A source notices after five seconds that
+# the target's libvirt is silent, not after thirty.
+MIGRATION_CONF = """
+migration_host = "{address}"
+migrate_tls_x509_cert_dir = "/etc/libvirt/pki/qemu"
+keepalive_interval = 1
+keepalive_count = 4
+"""
+
 # Debian's own qemu.conf stays as it is: QEMU as libvirt-qemu, dynamic ownership, a mount namespace per QEMU, its
 # seccomp sandbox, virtlogd. Nothing in it has to change for the lab; control groups are not used because the network
 # namespace's own /sys shows none, which libvirt takes for a machine without them.
-STOCK_QEMU_CONF = """
-migration_host = "{address}"
-"""
+STOCK_QEMU_CONF = ""
 
 # What a hypervisor set up by hand often has: QEMU is root, nothing is relabeled, nothing is confined.
 PLAIN_QEMU_CONF = """
@@ -43,7 +50,6 @@ remember_owner = 0
 namespaces = []
 cgroup_controllers = []
 stdio_handler = "logd"
-migration_host = "{address}"
 """
 
 POOL = """<pool type='dir'>
@@ -121,8 +127,23 @@ def _configuration(host: Host) -> None:
     with (etc / "libvirtd.conf").open("a") as file:
         file.write(LIBVIRTD_CONF.format(uuid=host.host_uuid))
     with (etc / "qemu.conf").open("a") as file:
-        file.write((STOCK_QEMU_CONF if host.stock else PLAIN_QEMU_CONF).format(address=host.address))
+        file.write((STOCK_QEMU_CONF if host.stock else PLAIN_QEMU_CONF) + MIGRATION_CONF.format(address=host.address))
     host.install_certificate("good")
+    _qemu_certificates(host, etc / "pki/qemu")
+
+
+def _qemu_certificates(host: Host, folder: Path) -> None:
+    """What the host's QEMUs show each other, whichever side they are on, and `peer`, its libvirt's own certificate."""
+    folder.mkdir()
+    good, peer = host.lab / "pki" / f"h{host.number}-good", host.lab / "pki" / f"h{host.number}-peer"
+    shutil.copy2(good / "cacert.pem", folder / "ca-cert.pem")
+    for side in ("server", "client"):
+        shutil.copy2(good / "servercert.pem", folder / f"{side}-cert.pem")
+        shutil.copy2(good / "serverkey.pem", folder / f"{side}-key.pem")
+    if host.stock:  # its QEMU is not root
+        for file in folder.iterdir():
+            shutil.chown(file, "libvirt-qemu", "libvirt-qemu")
+    shutil.copytree(peer, folder.parent / "peer")
 
 
 def _pools(host: Host) -> None:

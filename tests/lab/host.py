@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 from tests.lab.processes import LabError, Process, end, in_namespace, inner_pid, run
 
 NAMESPACE = uuid.UUID("6c61622e-686f-4d65-8f73-746174000000")
+STREAMS = "49152:49215"  # where a QEMU listens for a migration
 POOLS = {"default": "images", "shared": "shared", "images": "base", "tiny": "tiny"}
 LIBRARY = "/var/lib/libvirt"
 EMULATOR = "/usr/bin/qemu-system-x86_64"
@@ -78,6 +79,11 @@ class Host:
     def uri_tls(self) -> str:
         """URI that needs a client certificate of the lab's authority."""
         return f"qemu+tls://{self.address}/system"
+
+    @property
+    def uri_tls_peer(self) -> str:
+        """URI for the libvirt of another host of the lab, which has a certificate of its own at this path."""
+        return f"{self.uri_tls}?pkipath=/etc/libvirt/pki/peer"
 
     # Its files
 
@@ -196,6 +202,7 @@ class Host:
         self.install_certificate("good")
         self.power_on()
         self.join()
+        self.unfilter()
         for name in ("virtlogd", "libvirtd"):
             process = self.daemon(name)
             if process:
@@ -243,6 +250,25 @@ class Host:
     def join(self) -> None:
         """Plug its network cable in again."""
         run("ip", "link", "set", self.link, "up")
+
+    def mute(self, peer: Host) -> None:
+        """Lose what its libvirtd says to a peer's: requests of the peer arrive and are carried out."""
+        self._filter("-A", "OUTPUT", "--sport", "16509", "-d", peer.address, "-j", "DROP")
+
+    def part(self, peer: Host) -> None:
+        """Break the streams of migrations to and from a peer, and refuse new ones; their libvirts still talk."""
+        for direction, address in (("OUTPUT", "-d"), ("INPUT", "-s")):
+            for port in ("--sport", "--dport"):
+                self._filter("-A", direction, port, STREAMS, address, peer.address, "-j", "REJECT",
+                             "--reject-with", "tcp-reset")  # fmt: skip
+
+    def unfilter(self) -> None:
+        """Undo `mute` and `part`."""
+        for chain in ("OUTPUT", "INPUT"):
+            run("ip", "netns", "exec", self.link, "iptables", "-w", "-F", chain)
+
+    def _filter(self, do: str, chain: str, *rule: str) -> None:
+        run("ip", "netns", "exec", self.link, "iptables", "-w", do, chain, "-p", "tcp", *rule)
 
     def install_certificate(self, kind: str) -> None:
         """Make its `good` or its `expired` server certificate the one its libvirtd reads at its next start."""

@@ -175,6 +175,16 @@ class Lab:
         lines = [f"{host.address} {host.name}" for host in self.hosts]
         (self.directory / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
         run("gcc", "-O2", "-Wall", "-o", self.directory / "emulator", SOURCE / "emulator.c")
+        self._restless()
+
+    def _restless(self) -> None:
+        """The disk `restless.raw` of a guest that never stops writing to its memory."""
+        image = self.directory / "images" / "restless.raw"
+        run("gcc", "-c", "-m32", "-o", image.with_suffix(".o"), SOURCE / "restless.S")
+        run("ld", "-m", "elf_i386", "-Ttext=0x7c00", "--oformat=binary", "-o", image, image.with_suffix(".o"))
+        image.with_suffix(".o").unlink()
+        os.truncate(image, 1 << 20)
+        image.chmod(0o644)
 
     def _certificates(self) -> None:
         ca, wrong = self.pki / "ca", self.pki / "wrong-ca"
@@ -186,6 +196,7 @@ class Lab:
         for host in self.hosts:
             pki.server(ca, self.pki / f"h{host.number}-good", host.name, host.address)
             pki.server(ca, self.pki / f"h{host.number}-expired", host.name, host.address, expired=True)
+            pki.client(ca, self.pki / f"h{host.number}-peer", host.name)
 
     def _start_recorder(self) -> None:
         folder, program = self.directory / "recorder", SOURCE / "recorder.py"

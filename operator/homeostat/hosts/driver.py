@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from homeostat.api.observed import Credentials, HostFacts, Pool, Volume
+
+if TYPE_CHECKING:
+    from homeostat.hosts.migration import Job, MigrationRequest
 
 # Error numbers of libvirt (virterror.h) that are told apart here; every other number is passed on as it is.
 INTERNAL_ERROR, NO_MEMORY, NO_SUPPORT, NO_CONNECT, INVALID_ARG, OPERATION_FAILED = 1, 2, 3, 5, 8, 9
 SYSTEM_ERROR, RPC, NO_DOMAIN, NO_STORAGE_POOL, NO_STORAGE_VOL = 38, 39, 42, 49, 50
 OPERATION_INVALID, CONFIG_UNSUPPORTED, OPERATION_TIMEOUT, AUTH_FAILED = 55, 67, 68, 45
 STORAGE_VOL_EXIST, AGENT_UNRESPONSIVE = 90, 86
+ARGUMENT_UNSUPPORTED, OPERATION_ABORTED, MIGRATE_UNSAFE, OPERATION_UNSUPPORTED = 74, 78, 81, 84
 
 __all__ = ["Connection", "Credentials", "DomainRow", "Driver", "Event", "HostError", "HostUnreachable"]
 
@@ -80,6 +84,12 @@ class Connection(Protocol):
         `inactive` of a transient domain returns what libvirt returns: its live definition.
         """
 
+    async def job(self, uuid: str) -> Job | None:
+        """What libvirt is doing with a domain, asked for now; None for nothing, also when it is off or not there.
+
+        May wait for QEMU: asked of domains with a migration in flight only.
+        """
+
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
         """(interface, MAC, IP address) the guest agent reports. May take long: the agent answers or does not."""
 
@@ -128,6 +138,28 @@ class Connection(Protocol):
 
     async def remove_managed_save(self, uuid: str) -> None:
         """Remove the managed-save image."""
+
+    # Live migration: asked of the source
+    async def migrate(self, uuid: str, request: MigrationRequest) -> None:
+        """Move a running domain; returns when libvirt's call does, which may take hours and decides nothing.
+
+        Given up on, it goes on: only abort_job ends it. MigrationRefused and MigrationAborted are HostErrors of it.
+        """
+
+    async def resume_post_copy(self, uuid: str, request: MigrationRequest) -> None:
+        """Go on with a migration that failed in post-copy; as `migrate`."""
+
+    async def abort_job(self, uuid: str) -> None:
+        """Ask for the end of the job; OPERATION_INVALID when there is none, or in post-copy."""
+
+    async def set_max_downtime(self, uuid: str, milliseconds: int) -> None:
+        """Set for how long the guest may stand still at the switchover."""
+
+    async def set_migration_speed(self, uuid: str, mib_s: int) -> None:
+        """Limit the stream."""
+
+    async def start_post_copy(self, uuid: str) -> None:
+        """Have the guest run on the target before its memory is there; not without `post_copy` in the request."""
 
     def subscribe(self, on_event: Callable[[Event], None], on_close: Callable[[str], None]) -> None:
         """Have `on_event` called on the event loop for each event, `on_close` once when the connection is lost.

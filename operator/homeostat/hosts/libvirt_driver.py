@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from typing import TypeVar
 import libvirt
 
 from homeostat.api.observed import HostFacts, Pool, Volume
-from homeostat.hosts import lanes, reads
+from homeostat.hosts import jobs, lanes, reads
 from homeostat.hosts.driver import (
     NO_DOMAIN,
     Connection,
@@ -33,6 +34,7 @@ from homeostat.hosts.driver import (
     HostError,
 )
 from homeostat.hosts.links import DriverSettings, Endpoint, Links
+from homeostat.hosts.migration import Job, MigrationRequest, classified
 from homeostat.hosts.names import METADATA_KEY, METADATA_NAMESPACE
 from homeostat.hosts.sessions import Session, Virt, host_error
 from homeostat.hosts.turns import Turns
@@ -41,7 +43,7 @@ __all__ = ["DriverSettings", "LibvirtConnection", "LibvirtDriver"]
 
 T = TypeVar("T")
 
-_READS, _STORAGE, _AGENT = 8, 4, 4
+_READS, _STORAGE, _AGENT, _JOBS, _MIGRATIONS = 8, 4, 4, 4, 64
 _REFUSAL_SECONDS, _AGENT_SHUTDOWN_SECONDS = 2.0, 70.0  # libvirt itself waits for a minute
 
 
@@ -83,6 +85,8 @@ class LibvirtConnection(Connection):
         self._storage = Links("storage", endpoint, _STORAGE)
         self._turns: defaultdict[str, Turns] = defaultdict(Turns)  # by pool
         self._effects = Links("effects", endpoint, settings.effect_threads)
+        self._jobs = Links("jobs", endpoint, _JOBS)
+        self._migrations = Links("migrations", endpoint, _MIGRATIONS)
         self._on_event: Callable[[Event], None] = lambda event: None
         self._on_close: Callable[[str], None] | None = None
 
@@ -130,6 +134,9 @@ class LibvirtConnection(Connection):
         # Secrets are part of what a redefinition has to keep, and of nothing else.
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE if inactive else 0
         return await self._read(_or_none(lambda virt: str(virt.lookupByUUIDString(uuid).XMLDesc(flags))))
+
+    async def job(self, uuid: str) -> Job | None:
+        return await self._jobs.call(lambda virt: jobs.job(virt, uuid), self.deadline)
 
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
         return await self._agent.call(lambda virt: reads.addresses(virt.lookupByUUIDString(uuid)), self._agent_deadline)
@@ -188,6 +195,35 @@ class LibvirtConnection(Connection):
     async def remove_managed_save(self, uuid: str) -> None:
         await self._on(uuid, lambda domain: domain.managedSaveRemove(0))
 
+    async def migrate(self, uuid: str, request: MigrationRequest) -> None:
+        await self._migrate(lambda virt: jobs.migrate(virt.lookupByUUIDString(uuid), request))
+
+    async def resume_post_copy(self, uuid: str, request: MigrationRequest) -> None:
+        await self._migrate(lambda virt: jobs.resume_post_copy(virt.lookupByUUIDString(uuid), request))
+
+    async def abort_job(self, uuid: str) -> None:
+        await self._on(uuid, lambda domain: domain.abortJob())
+
+    async def set_max_downtime(self, uuid: str, milliseconds: int) -> None:
+        await self._on(uuid, lambda domain: domain.migrateSetMaxDowntime(milliseconds, 0))
+
+    async def set_migration_speed(self, uuid: str, mib_s: int) -> None:
+        await self._on(uuid, lambda domain: domain.migrateSetMaxSpeed(mib_s, 0))
+
+    async def start_post_copy(self, uuid: str) -> None:
+        await self._on(uuid, lambda domain: domain.migrateStartPostCopy(0))
+
+    async def _migrate(self, work: Callable[[Virt], None]) -> None:
+        """In a connection of its own, without a deadline: keep-alive notices a source that is lost.
+
+        Not as an effect that is waited for: a cancellation leaves it to its thread, and libvirt ends no migration
+        because its client is gone (measured).
+        """
+        try:
+            await self._migrations.call(work, math.inf)
+        except HostError as error:
+            raise classified(error) from None
+
     async def _read(self, work: Callable[[Virt], T]) -> T:
         return await self._reads.call(work, self.deadline)
 
@@ -221,7 +257,8 @@ class LibvirtConnection(Connection):
     def _close_links(self, why: str) -> None:
         if self._observe is not None:
             self._observe.end(why)
-        for links in (self._reads, self._lists, self._facts, self._agent, self._storage, self._effects):
+        for links in (self._reads, self._lists, self._facts, self._agent, self._storage, self._effects,
+                      self._jobs, self._migrations):  # fmt: skip
             links.close(why)
 
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live migrations in libvirt's words. These functions block; they run in the threads of a session."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import libvirt
+
+from homeostat.hosts.driver import NO_DOMAIN, OPERATION_INVALID, OPERATION_UNSUPPORTED
+from homeostat.hosts.migration import In, Job, MigrationRequest, Other, Out
+from homeostat.hosts.sessions import Virt, host_error
+
+_BASE = (
+    libvirt.VIR_MIGRATE_LIVE
+    | libvirt.VIR_MIGRATE_PEER2PEER
+    | libvirt.VIR_MIGRATE_PERSIST_DEST
+    | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+    | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+)
+_COPY = {
+    "None": 0,
+    "Full": libvirt.VIR_MIGRATE_NON_SHARED_DISK,
+    "Incremental": libvirt.VIR_MIGRATE_NON_SHARED_INC,
+}
+_OPERATIONS = {
+    getattr(libvirt, name): name.removeprefix("VIR_DOMAIN_JOB_OPERATION_").replace("_", " ").lower()
+    for name in dir(libvirt)
+    if name.startswith("VIR_DOMAIN_JOB_OPERATION_") and not name.endswith("_STR")
+}
+
+
+def migrate(one: Virt, request: MigrationRequest) -> None:
+    """Move a domain; returns when libvirt thinks that it has been moved."""
+    # Set each time: QEMU keeps the limit that an earlier migration left in it.
+    one.migrateSetMaxDowntime(request.max_downtime_ms, 0)
+    one.migrateToURI3(request.peer, parameters(request), flags(request))
+
+
+def resume_post_copy(one: Virt, request: MigrationRequest) -> None:
+    """Go on with a migration that failed in post-copy."""
+    resume = libvirt.VIR_MIGRATE_POSTCOPY | libvirt.VIR_MIGRATE_POSTCOPY_RESUME
+    one.migrateToURI3(request.peer, parameters(request), flags(request) | resume)
+
+
+def flags(request: MigrationRequest) -> int:
+    """The flags of migrateToURI3."""
+    wanted = {
+        libvirt.VIR_MIGRATE_TLS: request.tls,
+        libvirt.VIR_MIGRATE_POSTCOPY: request.post_copy,
+        libvirt.VIR_MIGRATE_AUTO_CONVERGE: request.auto_converge,
+        libvirt.VIR_MIGRATE_PARALLEL: request.connections,
+        libvirt.VIR_MIGRATE_COMPRESSED: request.compression,
+        libvirt.VIR_MIGRATE_PAUSED: request.start_paused,
+        libvirt.VIR_MIGRATE_UNSAFE: request.unsafe,
+    }
+    chosen: int = _BASE | _COPY[request.copy] | sum(flag for flag, asked in wanted.items() if asked)
+    return chosen
+
+
+def parameters(request: MigrationRequest) -> dict[str, Any]:
+    """The typed parameters of migrateToURI3; what is not asked for is left out."""
+    wanted = {
+        libvirt.VIR_MIGRATE_PARAM_URI: request.migrate_uri,
+        libvirt.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: request.listen,
+        libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS: request.connections,
+        libvirt.VIR_MIGRATE_PARAM_COMPRESSION: request.compression,
+        libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: request.bandwidth_mib_s,
+        libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS: list(request.copy_disks),
+        libvirt.VIR_MIGRATE_PARAM_DEST_XML: request.live_xml,
+        libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: request.persistent_xml,
+    }
+    return {name: value for name, value in wanted.items() if value}
+
+
+def job(virt: Virt, uuid: str) -> Job | None:
+    """What libvirt is doing with a domain. May wait for QEMU's monitor while something is."""
+    try:
+        one = virt.lookupByUUIDString(uuid)
+        stats = one.jobStats(0)
+    except libvirt.libvirtError as error:
+        match host_error(error).code:
+            case code if code == OPERATION_UNSUPPORTED:
+                return In()
+            case code if code in (NO_DOMAIN, OPERATION_INVALID):
+                return None
+        raise
+    if stats["type"] not in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED):
+        return None
+    operation = stats.get("operation", libvirt.VIR_DOMAIN_JOB_OPERATION_UNKNOWN)
+    if operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT:
+        return _out(stats, _max_downtime(one))
+    if operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN:
+        return In()
+    return Other(_OPERATIONS.get(operation, "unknown"))
+
+
+def _out(stats: dict[str, Any], max_downtime: int | None) -> Out:
+    return Out(
+        processed=stats.get("data_processed", 0),
+        remaining=stats.get("data_remaining", 0),
+        total=stats.get("data_total", 0),
+        dirty_rate=stats.get("memory_dirty_rate", 0),
+        page_size=stats.get("memory_page_size", 4096),
+        iteration=stats.get("memory_iteration", 0),
+        bytes_per_second=stats.get("memory_bps", 0),
+        elapsed=stats.get("time_elapsed", 0),
+        downtime=stats.get("downtime", 0),
+        max_downtime=max_downtime,
+    )
+
+
+def _max_downtime(one: Virt) -> int | None:
+    with contextlib.suppress(libvirt.libvirtError):  # the job may have ended meanwhile
+        return int(one.migrateGetMaxDowntime(0))
+    return None

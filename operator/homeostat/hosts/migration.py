@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a live migration is asked for, what is going on of one, and what an error of one says. No libvirt in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeostat.hosts.driver import (
+    ARGUMENT_UNSUPPORTED,
+    CONFIG_UNSUPPORTED,
+    INVALID_ARG,
+    MIGRATE_UNSAFE,
+    NO_DOMAIN,
+    NO_SUPPORT,
+    OPERATION_ABORTED,
+    RPC,
+    SYSTEM_ERROR,
+    HostError,
+    HostUnreachable,
+)
+
+_REFUSALS = frozenset({ARGUMENT_UNSUPPORTED, CONFIG_UNSUPPORTED, INVALID_ARG, MIGRATE_UNSAFE, NO_DOMAIN, NO_SUPPORT})
+_BEFORE = ("another migration job is already running", "migrate guest to the same host")
+_FROM_RPC = 7  # VIR_FROM_RPC
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRequest:
+    """How a running domain is to be moved. The source's daemon does it, peer to peer, and needs nobody until the end.
+
+    `peer` is the target's libvirt as the source's daemon reaches it, with its own credentials. `unsafe` tells libvirt
+    not to check whether the disks are on shared storage: only for disks proved to be on the same storage.
+    """
+
+    peer: str
+    migrate_uri: str = ""
+    """Where QEMU connects to (tcp://ADDRESS[:PORT]); "" lets the target name itself."""
+    listen: str = ""
+    """Address the target's QEMU listens on; "" for all."""
+    tls: bool = False
+    post_copy: bool = False
+    """May be turned into post-copy by start_post_copy."""
+    auto_converge: bool = False
+    connections: int = 0
+    """Parallel connections; 0 for the one of a plain migration."""
+    compression: str = ""
+    """xbzrle, zlib or zstd (the last two only with parallel connections); "" for none."""
+    bandwidth_mib_s: int = 0
+    """0 for libvirt's own limit, which is none."""
+    max_downtime_ms: int = 300
+    start_paused: bool = False
+    """The target does not let the CPUs run; somebody has to resume them there."""
+    copy: str = "None"
+    """Storage: None | Full | Incremental, of `copy_disks` and no others."""
+    copy_disks: tuple[str, ...] = ()
+    """Device names (vda, ...) of the disks to be copied."""
+    live_xml: str = ""
+    """The domain as the target is to run it, and (`persistent_xml`) to keep it; "" for what it is on the source."""
+    persistent_xml: str = ""
+    unsafe: bool = False
+
+    def __post_init__(self) -> None:
+        # libvirt takes an empty list of disks for every writable disk, shared ones too.
+        if (self.copy == "None") != (not self.copy_disks):
+            raise ValueError(f"storage copy {self.copy} of disks {self.copy_disks}")
+        if bool(self.live_xml) != bool(self.persistent_xml):
+            raise ValueError("libvirt would persist the old definition: the live and the persistent XML go together")
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """An outgoing migration is under way. Sizes in bytes, times in milliseconds."""
+
+    processed: int = 0
+    remaining: int = 0
+    total: int = 0
+    dirty_rate: int = 0
+    """Pages a second."""
+    page_size: int = 4096
+    iteration: int = 0
+    bytes_per_second: int = 0
+    elapsed: int = 0
+    downtime: int = 0
+    """As it would be now; 0 before libvirt knows."""
+    max_downtime: int | None = None
+    """The limit QEMU has now; None when it did not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class In:
+    """An incoming migration is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A job that is no migration: a save, a dump, a backup, ..."""
+
+    operation: str
+
+
+Job = Out | In | Other
+"""What libvirt is doing with a domain; None (no job) also for one that is off or not there."""
+
+
+class MigrationRefused(HostError):
+    """Refused before anything was begun, as far as libvirt's words go. No proof: both hosts have to be looked at."""
+
+
+class MigrationAborted(HostError):
+    """Somebody aborted it. No proof either."""
+
+
+def classified(error: HostError) -> HostError:
+    """An error of `migrate` by what it says; one that says nothing certain is returned as it is."""
+    if isinstance(error, HostUnreachable):
+        return error
+    if error.code == OPERATION_ABORTED:
+        return MigrationAborted(error.code, error.message, error.domain)
+    if error.code in _REFUSALS or any(words in error.message for words in _BEFORE) or _no_peer(error):
+        return MigrationRefused(error.code, error.message, error.domain)
+    return error
+
+
+def _no_peer(error: HostError) -> bool:
+    """The source's daemon could not connect to the target's. The loss of that connection later has other words."""
+    connecting = ("unable to connect", "Unable to resolve address", "Failed to connect")
+    if "TLS" in error.message or "certificate" in error.message:
+        return error.code in (SYSTEM_ERROR, RPC)
+    return error.domain == _FROM_RPC and any(words in error.message for words in connecting)

@@ -32,7 +32,8 @@ def place(vm: VirtualMachine, view: VMView) -> HostView | Say:
         return Say("UnknownHost", f"spec.placement.host is {wanted!r}; Hypervisors are: {_some(view.hosts)}")
     if not view.hosts:
         return Say("NoHost", "there is no Hypervisor yet")
-    verdicts = {name: obstacle(vm, host) for name, host in sorted(view.hosts.items())}
+    among = {wanted: view.hosts[wanted]} if wanted else view.hosts
+    verdicts = {name: obstacle(vm, host) for name, host in sorted(among.items())}
     fitting = [view.hosts[name] for name, verdict in verdicts.items() if verdict is None]
     if fitting:
         return max(fitting, key=lambda host: (host.free_memory_mib, host.name))
@@ -60,8 +61,9 @@ def unwanted(vm: VirtualMachine, host: HostView) -> Say | None:
     if placement.host and placement.host != host.name:
         return Say("NoHostMatches", f"spec.placement.host is {placement.host!r}")
     labels = placement.host_selector.match_labels if placement.host_selector else {}
-    missing = [f"{key}={value}" for key, value in labels.items() if host.labels.get(key) != value]
-    return Say("NoHostMatches", f"no Hypervisor has {', '.join(missing)}") if missing else None
+    if all(host.labels.get(key) == value for key, value in labels.items()):
+        return None
+    return Say("NoHostMatches", "no Hypervisor has " + ", ".join(f"{key}={value}" for key, value in labels.items()))
 
 
 def _elsewhere(vm: VirtualMachine, host: HostView) -> Say | None:

@@ -54,8 +54,10 @@ class HypervisorReconciler:
         seen = await self._read(key)
         if seen is None:
             return Result()
-        hypervisor = Hypervisor.model_validate(seen)
+        hypervisor, known = Hypervisor.model_validate(seen), self._fleet.hypervisors.get(key[1])
         self._fleet.note_hypervisor(key[1], hypervisor)
+        if known is not None and known.metadata.labels != hypervisor.metadata.labels:
+            self._on_change(key[1], None)  # labels are no part of the spec: no transition tells of them
         await self._configure(hypervisor)
         answer = self._fleet.answer(key[1])
         claims = self._fleet.claims(hypervisor)

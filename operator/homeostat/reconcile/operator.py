@@ -131,10 +131,14 @@ class Operator:
         if self.vms is None or self.hypervisors is None:
             return
         self.hypervisors.queue.add(("", hypervisor))
-        for key in (
-            list(self.fleet.vms) if uuids is None else [key for uuid in uuids if (key := self.fleet.key_of(uuid))]
-        ):
-            self.vms.queue.add(key, resync=uuids is None)
+        if uuids is None:
+            for key in list(self.fleet.vms):
+                self.vms.queue.add(key, resync=True)
+            return
+        for uuid in uuids:
+            known = self.fleet.key_of(uuid)
+            for key in [known] if known else self.fleet.waiting():  # what a stranger left may be room for a VM
+                self.vms.queue.add(key)
 
 
 def _parsed(kind: type[Any], item: dict[str, Any]) -> Any:

@@ -65,7 +65,7 @@ def test_the_last_host_is_the_stock_one(lab: Lab) -> None:
     assert [host.stock for host in lab.hosts] == [False, True]
     plain, stock = (dict(_settings(host.directory / "etc/qemu.conf")) for host in lab.hosts)
     assert plain["user"] == '"root"'
-    assert set(stock) == {"migration_host"}
+    assert set(stock) == {"migration_host", "migrate_tls_x509_cert_dir", "keepalive_interval", "keepalive_count"}
 
 
 def _settings(file: Path) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ from homeostat.api.observed import (
 from homeostat.hosts.domain_xml import render
 from homeostat.hosts.driver import AUTH_FAILED, SYSTEM_ERROR, DomainRow, Event, HostError, HostUnreachable
 from homeostat.hosts.informer import HostInformer, LookAnswer
+from homeostat.hosts.migration import In, Job, MigrationRequest, Out
 from homeostat.reconcile.settings import Settings
 from tests.simulation.clock import now, run_virtual
 
@@ -50,6 +51,7 @@ class Host:
     uuid: str = "host-1"
     rows: dict[str, DomainRow] = field(default_factory=dict)
     xml: dict[str, str] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
     attempts: list[float] = field(default_factory=list)
     credentials: list[Credentials | None] = field(default_factory=list)
@@ -193,6 +195,28 @@ class Link:
         raise NotImplementedError
 
     async def remove_managed_save(self, uuid: str) -> None:
+        raise NotImplementedError
+
+    async def job(self, uuid: str) -> Job | None:
+        await self._ask("job")
+        return self.host.jobs.get(uuid)
+
+    async def migrate(self, uuid: str, request: MigrationRequest) -> None:
+        raise NotImplementedError
+
+    async def resume_post_copy(self, uuid: str, request: MigrationRequest) -> None:
+        raise NotImplementedError
+
+    async def abort_job(self, uuid: str) -> None:
+        raise NotImplementedError
+
+    async def set_max_downtime(self, uuid: str, milliseconds: int) -> None:
+        raise NotImplementedError
+
+    async def set_migration_speed(self, uuid: str, mib_s: int) -> None:
+        raise NotImplementedError
+
+    async def start_post_copy(self, uuid: str) -> None:
         raise NotImplementedError
 
 
@@ -586,3 +610,27 @@ def test_a_fault_in_reading_does_not_leave_a_host_that_looks_well() -> None:
         await informer.close()
 
     run_virtual(run())
+
+
+@drill
+async def test_a_look_asks_for_the_job_before_the_state_and_only_when_told(host: Host, informer: Watched) -> None:
+    host.jobs[A] = Out(remaining=1)
+    assert isinstance((await informer.look(A, "ns_a")).job, Unknown)
+    assert host.asked["job"] == 0
+    host.held["domain"] = asyncio.Event()
+    look = asyncio.create_task(informer.look(A, "ns_a", job=True))
+    await asyncio.sleep(0.1)
+    host.jobs[A] = In()
+    host.held.pop("domain").set()
+    assert (await look).job == Out(remaining=1)
+    del host.jobs[A]
+    assert (await informer.look(A, "ns_a", job=True)).job is None
+
+
+@drill
+async def test_a_job_that_is_not_told_leaves_the_state_known(host: Host, informer: Watched) -> None:
+    host.held["job"] = asyncio.Event()
+    looked = await informer.look(A, "ns_a", job=True)
+    assert isinstance(looked.job, Unknown)
+    assert isinstance(looked.answer, Present)
+    assert informer.answer.reachable

@@ -27,11 +27,13 @@ from homeostat.hosts.driver import (
     HostError,
     HostUnreachable,
 )
+from homeostat.hosts.migration import Job
 from homeostat.hosts.reasons import explain, sentence
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+NOT_ASKED = Unknown("NotAsked")
 READS_AT_ONCE = 4
 FIRST_PAUSE_SECONDS = 1.0
 
@@ -62,10 +64,14 @@ class InformerSettings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LookAnswer:
-    """What a host said of one UUID and one name when asked. `name_holder`: UUID of the domain that has the name."""
+    """What a host said of one UUID and one name when asked. `name_holder`: UUID of the domain that has the name.
+
+    `job` is what it was doing with the domain right before that; Unknown when that was not asked or not answered.
+    """
 
     answer: Answer
     name_holder: str | None = None
+    job: Job | Unknown | None = NOT_ASKED
 
 
 @contextlib.asynccontextmanager
@@ -136,22 +142,34 @@ class HostInformer:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def look(self, uuid: str, name: str) -> LookAnswer:
-        """Ask the host now about one domain. The cache gets what it said; never raises."""
+    async def look(self, uuid: str, name: str, *, job: bool = False) -> LookAnswer:
+        """Ask the host now about one domain. The cache gets what it said; never raises.
+
+        `job`: also what libvirt is doing with it, which may mean to wait for its QEMU. That is asked first: no job,
+        then a state, says that the state is not that of a job under way.
+        """
         connection = self.connection
         if connection is None:
             return LookAnswer(self._unknown())
+        doing = await self._job(connection, uuid) if job else NOT_ASKED
         number = self._cache.begin()
         try:
             async with _within(self._settings.connect_timeout_seconds):
                 domain = await read_domain(connection, uuid)
                 holder = await connection.domain_named(name)
         except HostError as error:
-            return LookAnswer(Unknown(*explain(error), self.answer.since))
+            return LookAnswer(Unknown(*explain(error), self.answer.since), job=doing)
         if connection is not self.connection:  # lost, or found to lead to another host, while it was asked
             return LookAnswer(self._unknown())
         self._tell(self._take(number, {uuid: domain}))
-        return LookAnswer(Absent() if domain is None else Present(domain), holder)
+        return LookAnswer(Absent() if domain is None else Present(domain), holder, doing)
+
+    async def _job(self, connection: Connection, uuid: str) -> Job | Unknown | None:
+        try:
+            async with _within(self._settings.connect_timeout_seconds):
+                return await connection.job(uuid)
+        except HostError as error:
+            return Unknown(*explain(error))
 
     # The life of a connection
 

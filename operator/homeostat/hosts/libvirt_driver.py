@@ -26,6 +26,7 @@ from homeostat.api.observed import HostFacts, Pool, Volume
 from homeostat.hosts import jobs, lanes, reads
 from homeostat.hosts.driver import (
     NO_DOMAIN,
+    OPERATION_TIMEOUT,
     Connection,
     Credentials,
     DomainRow,
@@ -87,6 +88,7 @@ class LibvirtConnection(Connection):
         self._effects = Links("effects", endpoint, settings.effect_threads)
         self._jobs = Links("jobs", endpoint, _JOBS)
         self._migrations = Links("migrations", endpoint, _MIGRATIONS)
+        self._asked: dict[str, asyncio.Task[Job | None]] = {}  # by UUID
         self._on_event: Callable[[Event], None] = lambda event: None
         self._on_close: Callable[[str], None] | None = None
 
@@ -136,7 +138,12 @@ class LibvirtConnection(Connection):
         return await self._read(_or_none(lambda virt: str(virt.lookupByUUIDString(uuid).XMLDesc(flags))))
 
     async def job(self, uuid: str) -> Job | None:
-        return await self._jobs.call(lambda virt: jobs.job(virt, uuid), self.deadline)
+        if uuid in self._asked:  # a QEMU that hangs may take up one connection, not all
+            raise HostError(OPERATION_TIMEOUT, "an earlier question about this domain's job has not been answered yet")
+        question = asyncio.create_task(self._jobs.call(lambda virt: jobs.job(virt, uuid), self.deadline))
+        self._asked[uuid] = question
+        question.add_done_callback(lambda done: self._answered(uuid, done))
+        return await asyncio.shield(question)
 
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
         return await self._agent.call(lambda virt: reads.addresses(virt.lookupByUUIDString(uuid)), self._agent_deadline)
@@ -223,6 +230,11 @@ class LibvirtConnection(Connection):
             await self._migrations.call(work, math.inf)
         except HostError as error:
             raise classified(error) from None
+
+    def _answered(self, uuid: str, question: asyncio.Task[Job | None]) -> None:
+        del self._asked[uuid]
+        if not question.cancelled():
+            question.exception()  # looked at, should nobody wait for it any more
 
     async def _read(self, work: Callable[[Virt], T]) -> T:
         return await self._reads.call(work, self.deadline)

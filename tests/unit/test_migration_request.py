@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What libvirt is asked for by a request to migrate, and what its errors say."""
+
+from __future__ import annotations
+
+import libvirt
+import pytest
+
+from homeostat.hosts.driver import HostError, HostUnreachable
+from homeostat.hosts.jobs import flags, parameters
+from homeostat.hosts.migration import MigrationAborted, MigrationRefused, MigrationRequest, classified
+
+pytestmark = pytest.mark.unit
+
+PEER = "qemu+tls://198.51.100.2/system"
+ALWAYS = (
+    libvirt.VIR_MIGRATE_LIVE
+    | libvirt.VIR_MIGRATE_PEER2PEER
+    | libvirt.VIR_MIGRATE_PERSIST_DEST
+    | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+    | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+)
+
+
+def test_what_is_not_asked_for_is_left_out() -> None:
+    assert flags(MigrationRequest(PEER)) == ALWAYS
+    assert parameters(MigrationRequest(PEER)) == {}
+
+
+def test_everything_that_is_asked_for_is_there() -> None:
+    request = MigrationRequest(
+        PEER, "tcp://198.51.100.2", "198.51.100.2", tls=True, post_copy=True, auto_converge=True, connections=4,
+        compression="zstd", bandwidth_mib_s=100, start_paused=True, copy="Incremental", copy_disks=("vdb",),
+        live_xml="<live/>", persistent_xml="<kept/>", unsafe=True,
+    )  # fmt: skip
+    assert flags(request) == ALWAYS | (
+        libvirt.VIR_MIGRATE_TLS
+        | libvirt.VIR_MIGRATE_POSTCOPY
+        | libvirt.VIR_MIGRATE_AUTO_CONVERGE
+        | libvirt.VIR_MIGRATE_PARALLEL
+        | libvirt.VIR_MIGRATE_COMPRESSED
+        | libvirt.VIR_MIGRATE_PAUSED
+        | libvirt.VIR_MIGRATE_NON_SHARED_INC
+        | libvirt.VIR_MIGRATE_UNSAFE
+    )
+    assert parameters(request) == {
+        "migrate_uri": "tcp://198.51.100.2",
+        "listen_address": "198.51.100.2",
+        "parallel.connections": 4,
+        "compression": "zstd",
+        "bandwidth": 100,
+        "migrate_disks": ["vdb"],
+        "destination_xml": "<live/>",
+        "persistent_xml": "<kept/>",
+    }
+
+
+@pytest.mark.parametrize("copy", ["Full", "Incremental"])
+def test_a_copy_of_no_disk_would_copy_all_and_is_no_request(copy: str) -> None:
+    with pytest.raises(ValueError, match="storage copy"):
+        MigrationRequest(PEER, copy=copy)
+    with pytest.raises(ValueError, match="storage copy"):
+        MigrationRequest(PEER, copy_disks=("vda",))
+
+
+def test_a_live_definition_alone_would_persist_the_old_one() -> None:
+    with pytest.raises(ValueError, match="go together"):
+        MigrationRequest(PEER, live_xml="<live/>")
+
+
+# In the words of libvirt 9.0.
+@pytest.mark.parametrize(
+    ("code", "domain", "message", "kind"),
+    [
+        (81, 10, "Unsafe migration: Migration without shared storage is unsafe", MigrationRefused),
+        (38, 7, "unable to connect to server at '198.51.100.250:16509': Connection refused", MigrationRefused),
+        (38, 7, "Unable to resolve address 'x' service '16509': Name or service not known", MigrationRefused),
+        (38, 7, "Cannot read CA certificate '/etc/pki/CA/cacert.pem': No such file or directory", MigrationRefused),
+        (55, 10, "Requested operation is not valid: another migration job is already running for domain 'x'",
+         MigrationRefused),
+        (1, 10, "internal error: Attempt to migrate guest to the same host c7abae74", MigrationRefused),
+        (78, 10, "operation aborted: job 'migration out' canceled by client", MigrationAborted),
+        (55, 10, "Requested operation is not valid: domain is not running", HostError),
+        (1, 7, "internal error: client socket is closed", HostError),
+        (38, 7, "Cannot recv data: Connection reset by peer", HostError),
+        (38, 7, "End of file while reading data: Input/output error", HostError),
+        (9, 10, "operation failed: job 'migration out' unexpectedly failed", HostError),
+    ],
+)  # fmt: skip
+def test_only_what_says_that_nothing_was_begun_is_a_refusal(
+    code: int, domain: int, message: str, kind: type[HostError]
+) -> None:
+    assert type(classified(HostError(code, message, domain))) is kind
+
+
+def test_a_lost_source_says_nothing_whatever_its_words() -> None:
+    lost = HostUnreachable(38, "unable to connect to server at '198.51.100.1:16509': Connection refused", 7)
+    assert classified(lost) is lost

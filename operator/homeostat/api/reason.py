@@ -28,9 +28,10 @@ class Reason:
     stalled: bool = False
     passing: bool = False
 
-    def sentence(self, detail: str = "") -> str:
-        """The message of this case: what is, `detail` made a sentence, what happens next, what a person can do."""
+    def sentence(self, detail: str = "", since: str = "") -> str:
+        """The message of this case: what is, `detail` as a sentence, since when, what happens next, what to do."""
         said = " ".join(detail.split()).rstrip(".")
         if not said.startswith("spec."):  # the path of a field is spelled as it is
             said = said[:1].upper() + said[1:]
-        return " ".join(part for part in (self.meaning, f"{said}." if said else "", self.then, self.todo) if part)
+        when = f"It has been so since {since}." if since else ""
+        return " ".join(part for part in (self.meaning, f"{said}." if said else "", when, self.then, self.todo) if part)

@@ -18,7 +18,7 @@ from homeostat.api.hypervisor import (
     Orphan,
     PoolStatus,
 )
-from homeostat.api.meta import Condition, set_condition
+from homeostat.api.meta import Condition, rfc3339, set_condition
 from homeostat.api.observed import Domain, HostAnswer, HostFacts
 
 Truth = Literal["True", "False", "Unknown"]
@@ -132,6 +132,7 @@ def status(
     """The Hypervisor's whole status. What an unreachable host said last stays."""
     (reason, details), old, facts = said, hypervisor.status, answer.facts if answer.reachable else None
     row = reasons.HYPERVISOR[reason]
+    since = old.since if old.since and (old.state, old.reason) == (row.state, reason) else now
     foreign, orphans = (
         _strangers(hypervisor, answer, claims, cluster, now) if answer.reachable else (old.foreign_domains, old.orphans)
     )
@@ -140,9 +141,9 @@ def status(
         host_uuid=pinned(hypervisor, answer),
         state=row.state,
         reason=reason,
-        since=old.since if old.since and (old.state, old.reason) == (row.state, reason) else now,
+        since=since,
         next=row.next,
-        conditions=_conditions(hypervisor, answer, reason, details, now),
+        conditions=_conditions(hypervisor, answer, (reason, details), since, now),
         last_heard=old.last_heard if answer.reachable else answer.heard or old.last_heard,
         hostname=facts.hostname if facts else old.hostname,
         libvirt_version=facts.libvirt_version if facts else old.libvirt_version,
@@ -222,10 +223,11 @@ def _presence(kind: str, network: object, facts: HostFacts | None) -> Literal["P
 
 
 def _conditions(
-    hypervisor: Hypervisor, answer: HostAnswer, reason: str, details: str, now: datetime
+    hypervisor: Hypervisor, answer: HostAnswer, said: tuple[str, str], since: datetime, now: datetime
 ) -> tuple[Condition, ...]:
+    reason, details = said
     row, generation = reasons.HYPERVISOR[reason], hypervisor.metadata.generation
-    text = row.sentence(details)
+    text = row.sentence(details, rfc3339(since) if row.ready != "True" else "")
     reach: Truth = "Unknown" if answer.reachable is None else "True" if answer.reachable else "False"
     conditions = set_condition(
         hypervisor.status.conditions, "Ready", cast(Truth, row.ready), reason, text, generation, now

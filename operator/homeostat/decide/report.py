@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Literal, cast
 
 from homeostat.api import reasons
-from homeostat.api.meta import Condition, set_condition
+from homeostat.api.meta import Condition, rfc3339, set_condition
 from homeostat.api.observed import ACTIVE_STATES, Domain, DomainConfig, Unknown
 from homeostat.api.virtualmachine import (
     Address,
@@ -31,15 +31,16 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
     where, row, old = locate(vm, view), reasons.VM[decision.say.reason], vm.status
     host, domain = _seen(where)
     pending = _pending(vm, host, domain)
+    since = old.since if old.since and (old.state, old.reason) == (row.state, decision.say.reason) else now
     return VirtualMachineStatus(
         observed_generation=vm.metadata.generation,
         state=row.state,
         reason=decision.say.reason,
-        since=old.since if old.since and (old.state, old.reason) == (row.state, decision.say.reason) else now,
+        since=since,
         next=row.next,
         host=_host_name(vm, where, host),
         domain=_domain(vm, host, domain, where, now),
-        conditions=_conditions(vm, decision, where, pending, now),
+        conditions=_conditions(vm, decision, where, pending, since, now),
         addresses=_addresses(vm, view, domain),
         disks=_disks(vm, host, domain),
         start_failures=_failures(vm, decision, now),
@@ -59,9 +60,10 @@ def passing(vm: VirtualMachine, decision: Decision) -> bool:
     return row.passing and decision.failed is None and not ended
 
 
-def sentence(decision: Decision) -> str:
-    """The condition's message: what is, in this case, what happens next, what a person can do."""
-    return reasons.VM[decision.say.reason].sentence(decision.say.detail)
+def sentence(decision: Decision, since: datetime | None = None) -> str:
+    """The condition's message: what is, in this case, since when if it waits, what happens next, what one can do."""
+    row = reasons.VM[decision.say.reason]
+    return row.sentence(decision.say.detail, rfc3339(since) if since and row.ready != "True" else "")
 
 
 def _seen(where: Whereabouts) -> tuple[HostView | None, Domain | None]:
@@ -190,10 +192,10 @@ def _expanded(config: DomainConfig, live: DomainConfig) -> DomainConfig:
 
 
 def _conditions(
-    vm: VirtualMachine, decision: Decision, where: Whereabouts, pending: list[str], now: datetime
+    vm: VirtualMachine, decision: Decision, where: Whereabouts, pending: list[str], since: datetime, now: datetime
 ) -> tuple[Condition, ...]:
     _, domain = _seen(where)
-    row, message, reason = reasons.VM[decision.say.reason], sentence(decision), decision.say.reason
+    row, message, reason = reasons.VM[decision.say.reason], sentence(decision, since), decision.say.reason
     conditions = vm.status.conditions
 
     def put(kind: str, value: Truth, why: str, text: str) -> None:
@@ -208,17 +210,17 @@ def _conditions(
         reason if row.stalled else "NotStalled",
         message if row.stalled else "Nothing waits for a change of the spec.",
     )
-    put("Synchronized", *_synchronized(vm, decision, domain, pending))
+    put("Synchronized", *_synchronized(decision, message, pending))
     put("RestartRequired", *_restart_required(pending))
     put("AgentConnected", *_agent(vm, domain))
-    put("Conflict", *_conflict(decision, where))
+    put("Conflict", *_conflict(decision, message, where))
     return conditions
 
 
-def _conflict(decision: Decision, where: Whereabouts) -> tuple[Truth, str, str]:
+def _conflict(decision: Decision, message: str, where: Whereabouts) -> tuple[Truth, str, str]:
     """A stranger on another host stops nothing that runs here, but it will stop the next start."""
     if reasons.VM[decision.say.reason].state == "Conflict":
-        return "True", decision.say.reason, sentence(decision)
+        return "True", decision.say.reason, message
     if where.foreign:
         say = foreignness(where)
         return "True", say.reason, sentence(Decision(say))
@@ -237,12 +239,10 @@ def _running(row: reasons.Reason, reason: str, message: str, domain: Domain | No
     return "False", reason, message
 
 
-def _synchronized(
-    vm: VirtualMachine, decision: Decision, domain: Domain | None, pending: list[str]
-) -> tuple[Truth, str, str]:
+def _synchronized(decision: Decision, message: str, pending: list[str]) -> tuple[Truth, str, str]:
     row = reasons.VM[decision.say.reason]
     if row.ready == "Unknown":
-        return "Unknown", decision.say.reason, sentence(decision)
+        return "Unknown", decision.say.reason, message
     if pending:
         return (
             "False",
@@ -251,7 +251,7 @@ def _synchronized(
         )
     if row.ready == "True":
         return "True", "AsDeclared", "What was seen is what the spec says."
-    return "False", decision.say.reason, sentence(decision)
+    return "False", decision.say.reason, message
 
 
 def _restart_required(pending: list[str]) -> tuple[Truth, str, str]:

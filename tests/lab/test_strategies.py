@@ -210,7 +210,9 @@ def test_a_guest_that_powers_itself_off_is_finished_or_started_again(rig: Rig) -
 
 
 def test_a_restart_of_libvirtd_ends_nothing_and_one_of_the_host_is_a_failure(rig: Rig) -> None:
-    place: dict[str, Any] = {"placement": {"host": "h1"}}
+    # With a disk: its lock is what tells that no process of before the restart is left.
+    disk = {"name": "data", "pool": "shared", "size": "1Mi"}
+    place: dict[str, Any] = {"placement": {"host": "h1"}, "disks": [disk]}
     strategies = {f"boot-{strategy.lower()}": strategy for strategy in STARTED_AGAIN}
     uuids = {name: rig.vm(name, runStrategy=strategy, **place) for name, strategy in strategies.items()}
     uuids["boot-finished"] = rig.vm("boot-finished", runStrategy="RerunOnFailure", **place)

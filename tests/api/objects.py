@@ -21,6 +21,13 @@ def hypervisor(name: str = "host-1", **spec: Any) -> Object:
     return {**head, "spec": {"uri": "qemu+tcp://198.51.100.11/system", **spec}}
 
 
+def migration(name: str = "move", namespace: str = "default", **spec: Any) -> Object:
+    """Return a VirtualMachineMigration."""
+    metadata = {"name": name, "namespace": namespace}
+    head = {"apiVersion": API_VERSION, "kind": "VirtualMachineMigration", "metadata": metadata}
+    return {**head, "spec": {"vmRef": {"name": "web"}, **spec}}
+
+
 def disk(**fields: Any) -> Object:
     """Return a blank disk."""
     return {"name": "root", "pool": "local", "size": "1Gi", **fields}

@@ -8,7 +8,7 @@ import pytest
 
 from homeostat.api import reasons
 from homeostat.api.meta import rfc3339
-from tests.api.objects import hypervisor, vm
+from tests.api.objects import hypervisor, migration, vm
 from tests.api.server import Object, Server
 from tests.controlplane import ControlPlane, GivenControlPlane
 
@@ -67,3 +67,18 @@ def test_a_vm_is_found_by_its_host_and_state(cluster: ControlPlane | GivenContro
     selector = f"--field-selector=status.host={HOST},status.state=Running"
     assert len(cluster.kubectl(*where, selector).split()) == len(wanted) > 0
     assert cluster.kubectl(*where, "--field-selector=status.host=other") == ""
+
+
+def test_the_columns_of_a_migration(cluster: ControlPlane | GivenControlPlane, server: Server, namespace: str) -> None:
+    copied = {"percent": 100, "remainingMiB": 524288, "dirtyMiBPerSecond": 10000, "elapsedSeconds": 86400}
+    status = {
+        "phase": "Ambiguous",
+        "source": HOST,
+        "target": HOST,
+        "progress": {**copied, "downtimeLimitMilliseconds": 10000},
+    }
+    show(server, migration("a-move-of-20-letters", namespace), status)
+    head, line = cluster.kubectl("get", "vmmig", "--namespace", namespace).splitlines()
+    assert max(len(head.rstrip()), len(line.rstrip())) <= COLUMNS
+    assert head.split() == ["NAME", "PHASE", "SOURCE", "TARGET", "%", "MIB", "DIRTY", "LIMIT", "SECS"]
+    assert line.split()[1:] == ["Ambiguous", HOST, HOST, "100", "524288", "10000", "10000", "86400"]

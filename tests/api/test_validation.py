@@ -2,7 +2,7 @@
 """Every rule of the CRDs refuses what it must, with its sentence, and admits what is next to it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.api.objects import Object, disk, hypervisor, image_disk, network, vm, volume_disk
+from tests.api.objects import Object, disk, hypervisor, image_disk, migration, network, vm, volume_disk
 from tests.api.server import Refused, Server
 
 CRDS = Path(__file__).parents[2] / "crds"
@@ -40,6 +40,57 @@ def lan(**fields: Any) -> Object:
     return hypervisor(networks=[network(**fields)])
 
 
+def copy(how: str, *disks: str) -> Object:
+    return migration(storageCopy={"type": how, "disks": list(disks)})
+
+
+def ports(first: int, last: int) -> Object:
+    return hypervisor(migration={"ports": {"first": first, "last": last}})
+
+
+def policy_cases(path: str, make: Callable[..., Object]) -> list[Case]:
+    """Return the cases of a migration policy, wherever it is."""
+    return [
+        Case(path, "bandwidth must be", make(bandwidth="1023Ki"), make(bandwidth="1Mi")),
+        Case(
+            path,
+            "onTimeout PostCopy needs",
+            make(mode="PreCopy", onTimeout="PostCopy"),
+            make(mode="Auto", onTimeout="PostCopy"),
+        ),
+        Case(
+            path,
+            "autoConverge is for pre-copy",
+            make(mode="PostCopy", autoConverge="Enabled"),
+            make(mode="PostCopy", autoConverge="Disabled"),
+        ),
+        Case(
+            path,
+            "above 1 needs mode PreCopy",
+            make(mode="Auto", parallelConnections=2),
+            make(mode="Auto", parallelConnections=1),
+        ),
+        Case(
+            path,
+            "Zlib and Zstd need",
+            make(compression="Zstd"),
+            make(compression="Zstd", parallelConnections=2),
+        ),
+        Case(
+            path,
+            "XBZRLE works on one",
+            make(compression="XBZRLE", parallelConnections=2),
+            make(compression="XBZRLE"),
+        ),
+    ]
+
+
+MIGRATION = "VirtualMachineMigration.spec"
+CHANGED = "a migration is one attempt and cannot be changed"
+NOW = "Requested"
+KEEP = {"keep": "KeepSource", "evidence": "0123456789abcdef"}
+HOST_1, HOST_2, LABELED = {"host": "host-1"}, {"host": "host-2"}, {"hostSelector": {"matchLabels": {"rack": "1"}}}
+BOTH = HOST_1 | LABELED
 SOURCE = "VirtualMachine.spec.disks[].source"
 DISK = "VirtualMachine.spec.disks[]"
 NETWORK = "Hypervisor.spec.networks[]"
@@ -179,6 +230,31 @@ CASES = [
         hypervisor(outOfService={"since": "1999-12-31T23:59:59Z", "evidence": "Destroyed"}),
         hypervisor(outOfService={"since": "2000-01-01T00:00:00Z", "evidence": "Destroyed"}),
     ),
+    Case("Hypervisor.spec.migration.ports", "first must not be greater", ports(50001, 50000), ports(50000, 50000)),
+    *policy_cases("Hypervisor.spec.migration.policy", lambda **fields: hypervisor(migration={"policy": fields})),
+    *policy_cases("VirtualMachineMigration.spec.policy", lambda **fields: migration(policy=fields)),
+    Case("VirtualMachineMigration", "metadata.name of a VirtualMachineM", migration("a" * 64), migration("a" * 63)),
+    Case(MIGRATION + ".target", "either a host or a hostSelector", migration(target=BOTH), migration(target=HOST_1)),
+    Case(MIGRATION + ".target", "either a host or a hostSelector", migration(target={}), migration(target=LABELED)),
+    Case(MIGRATION + ".storageCopy", "need disks", copy("Full"), copy("Full", "root")),
+    Case(MIGRATION + ".storageCopy", "need disks", copy("None", "root"), copy("None")),
+    Case(
+        MIGRATION, CHANGED, migration(target=HOST_2), migration(target=HOST_1, abort=NOW), old=migration(target=HOST_1)
+    ),
+    Case(MIGRATION, CHANGED, migration(target=HOST_1), migration(abort=NOW), old=migration()),
+    Case(MIGRATION, CHANGED, migration(vmRef={"name": "db"}), migration(resolve=KEEP), old=migration()),
+    Case(MIGRATION, CHANGED, migration(policy={"mode": "Auto"}), migration(), old=migration()),
+    Case(MIGRATION, CHANGED, copy("Full", "root"), copy("Full", "a", "b"), old=copy("Full", "a", "b")),
+    Case(MIGRATION, CHANGED, migration(ttlSecondsAfterFinished=1), migration(), old=migration()),
+    Case(MIGRATION, "abort cannot be taken back", migration(), migration(abort=NOW), old=migration(abort=NOW)),
+    Case(
+        MIGRATION,
+        "answers an evidence once",
+        migration(resolve={**KEEP, "keep": "KeepTarget"}),
+        migration(resolve={"keep": "KeepTarget", "evidence": "0" * 16}),
+        old=migration(resolve=KEEP),
+    ),
+    Case(MIGRATION, "answers an evidence once", migration(), migration(resolve=KEEP), old=migration(resolve=KEEP)),
     Case(NETWORK, "bridge belongs to type Bridge", lan(bridge=None), lan()),
     Case(NETWORK, "bridge belongs to type Bridge", lan(**NET | {"bridge": {"name": "br0"}}), lan(**NET)),
     Case(NETWORK, "network belongs to type Network", lan(**NET | {"network": None}), lan(**NET)),
@@ -282,7 +358,11 @@ FIELDS: list[tuple[Any, str, list[Any]]] = [
     (hypervisor, URI, ["qemu:///system", "qemu+tls://h-1.example.org:16514/system", "qemu+tcp://[2001:db8::1]/system"]),
     (hypervisor, "hostUUID", [UUID + "0"]),
     (hypervisor, "reservedMemory", ["1Gi", "0k", "9999999999k"]),
-    (hypervisor, "maintenance", ["Off", "Cordon"]),
+    (hypervisor, "maintenance", ["Off", "Cordon", "Evacuate"]),
+    (hypervisor, "migration", [{"maxInbound": 1, "maxOutbound": 100}, {"peerURI": "qemu+tls://h-1:16514/system"}]),
+    (hypervisor, "migration", [{"address": "h-1.example.org"}, {"address": "2001:db8::1"}, {"tls": "Enabled"}]),
+    (migration, "policy", [{"maxDowntimeMilliseconds": 1}, {"completionTimeoutSecondsPerGiB": 86400}]),
+    (migration, "ttlSecondsAfterFinished", [0, 31536000]),
     (hypervisor, "overcommit", [{"cpuPercent": 100, "memoryPercent": 50}, {"cpuPercent": 2000, "memoryPercent": 400}]),
     (hypervisor, "outOfService", [{"since": "2026-01-31T12:00:00.5+01:00", "evidence": "PoweredOff"}]),
     (hypervisor, "pools", [[{"name": "local", "pool": "My pool", "allowedNamespaces": ["*", "web"]}]]),
@@ -312,7 +392,19 @@ WRONG: list[tuple[Any, str, list[Any]]] = [
     ),
     (hypervisor, "hostUUID", [UUID, UUID.upper() + "0", UUID + "G"]),
     (hypervisor, "reservedMemory", ["1", "1.5Gi", "-1Gi", "1Pi", "01Gi", 1024]),
-    (hypervisor, "maintenance", ["off", "Evacuate"]),
+    (hypervisor, "maintenance", ["off", "evacuate"]),
+    (hypervisor, "migration", [{"maxInbound": 0}, {"maxOutbound": -1}, {"peerURI": "qemu:///system"}]),
+    (hypervisor, "migration", [{"address": "h 1"}, {"ports": {"first": 80, "last": 90}}, {"ports": {"first": 50000}}]),
+    (migration, "vmRef", [{}, {"name": "Web"}]),
+    (migration, "target", [{"host": ""}]),
+    (migration, "policy", [{"maxDowntimeMilliseconds": n} for n in (0, -1, 2000001)]),
+    (migration, "policy", [{"completionTimeoutSecondsPerGiB": 0}, {"progressTimeoutSeconds": -1}, {"mode": "Live"}]),
+    (migration, "policy", [{"bandwidth": "0"}, {"bandwidth": "-1Mi"}, {"parallelConnections": 0}]),
+    (migration, "storageCopy", [{"type": "Full", "disks": ["root", "root"]}, {"type": "Some", "disks": ["root"]}]),
+    (migration, "ttlSecondsAfterFinished", [-1, 31536001]),
+    (migration, "abort", ["", "Yes", True]),
+    (migration, "resolve", [{"keep": "KeepSource"}, {"keep": "Both", "evidence": "0" * 16}]),
+    (migration, "resolve", [{"keep": "KeepSource", "evidence": "0" * 15}]),
     (
         hypervisor,
         "overcommit",
@@ -364,7 +456,7 @@ def test_a_field_refuses_and_is_named(server: Server, make: Any, name: str, valu
     assert all(field.startswith(f"spec.{name}") for field in fields), fields
 
 
-@pytest.mark.parametrize("item", [vm(), hypervisor()], ids=["vm", "hv"])
+@pytest.mark.parametrize("item", [vm(), hypervisor(), migration()], ids=["vm", "hv", "vmmig"])
 def test_spec_is_required(server: Server, item: Object) -> None:
     with pytest.raises(Refused, match="spec: Required value"):
         server.create({key: value for key, value in item.items() if key != "spec"}, dry_run=True)

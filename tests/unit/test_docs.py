@@ -17,6 +17,7 @@ from homeostat.api import reasons
 from homeostat.api.crd import structural
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.meta import Resource
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import HostAnswer
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
@@ -27,11 +28,16 @@ from tests import generate_docs
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-KINDS: dict[str, type[Resource]] = {"VirtualMachine": VirtualMachine, "Hypervisor": Hypervisor}
+KINDS: dict[str, type[Resource]] = {
+    "VirtualMachine": VirtualMachine,
+    "Hypervisor": Hypervisor,
+    "VirtualMachineMigration": VirtualMachineMigration,
+}
 SCHEMAS = {name: structural(kind) for name, kind in KINDS.items()}
 SMALLEST: dict[str, dict[str, Any]] = {
     "VirtualMachine": {"memory": {"size": "1Gi"}},
     "Hypervisor": {"uri": "qemu+tls://host-1.example/system"},
+    "VirtualMachineMigration": {"vmRef": {"name": "web"}},
 }
 
 
@@ -97,8 +103,8 @@ def test_the_rule_for_argo_cd_reads_what_there_is() -> None:
     text = (ROOT / "docs/argocd/health.lua").read_text()
     shared = generate_docs.VM_CONDITIONS.keys() & generate_docs.HYPERVISOR_CONDITIONS.keys()
     assert set(re.findall(r"conditions\.(\w+)", text)) == shared
-    for schema in SCHEMAS.values():
-        fields = schema["properties"]["status"]["properties"]
+    for kind in ("VirtualMachine", "Hypervisor"):
+        fields = SCHEMAS[kind]["properties"]["status"]["properties"]
         assert set(re.findall(r"(?<!obj\.)\bstatus\.(\w+)", text)) <= fields.keys()
         conditions = fields["conditions"]["items"]["properties"]
         assert set(re.findall(r"\b(?:ready|stalled)\.(\w+)", text)) <= conditions.keys()

@@ -14,9 +14,10 @@ import yaml
 
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.meta import GROUP, VERSION, Resource
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
 
-KINDS: tuple[type[Resource], ...] = (Hypervisor, VirtualMachine)
+KINDS: tuple[type[Resource], ...] = (Hypervisor, VirtualMachine, VirtualMachineMigration)
 HEADER = "# Generated from operator/homeostat/api by `python -m homeostat.api.crd`. Do not edit.\n"
 
 Schema = dict[str, Any]

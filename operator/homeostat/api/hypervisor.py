@@ -12,6 +12,7 @@ from homeostat.api.meta import (
     UUID,
     Condition,
     Count,
+    Enabled,
     Integer,
     Label,
     LibvirtName,
@@ -24,11 +25,19 @@ from homeostat.api.meta import (
     between,
     name_fits,
 )
+from homeostat.api.migration_policy import MigrationPolicy
 
 URI_PATTERN = (
     r"^qemu(:///system"
     r"|\+(tls|tcp)://([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?/system)$"
 )
+PEER_URI_PATTERN = (
+    r"^qemu\+(tls|tcp)://([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?/system$"
+)
+Address = Annotated[
+    str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$|^[0-9a-fA-F:.]+$")
+]
+Port = Annotated[Integer, Field(ge=1024, le=65535)]
 NamespaceOrAll = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^(\*|[a-z0-9]([a-z0-9-]*[a-z0-9])?)$")]
 Namespaces = Annotated[tuple[NamespaceOrAll, ...], Field(max_length=256), SET]
 BridgeName = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -57,6 +66,10 @@ class HostPool(Model):
     """The name of the storage pool on the host, as libvirt knows it."""
     storage_id: Label | None = None
     """Names storage that several hosts share: pools with the same id hold the same volumes. Unset: this host's own."""
+    locks: Literal["Effective", "None"] = "None"
+    """Effective: a file that QEMU has open here cannot be written by QEMU on another host, so that even a reply lost in
+    a migration cannot make two hosts run one VM. True of NFS with its lock service and of cluster file systems; not of
+    block devices."""
     allowed_namespaces: Namespaces = ()
     """Namespaces whose virtual machines may use this pool; '*' is all of them. Unset: nobody."""
 
@@ -130,6 +143,44 @@ class Overcommit(Model):
     """Guest memory that may be placed here, in percent of the host's memory less reservedMemory."""
 
 
+class Ports(Model):
+    """A range of TCP ports."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.first <= self.last",
+            "first must not be greater than last",
+            lambda self: self.first <= self.last,
+            path="last",
+        ),
+    )
+
+    first: Port
+    """The lowest port."""
+    last: Port
+    """The highest port."""
+
+
+class HostMigration(Model):
+    """How this host takes part in live migrations."""
+
+    peer_uri: Annotated[str, Field(min_length=1, max_length=512, pattern=PEER_URI_PATTERN)] | None = None
+    """Where the libvirt daemons of *other hosts* reach this one, with certificates of their own:
+    qemu+tls://HOST[:PORT]/system or qemu+tcp://HOST[:PORT]/system. Unset: spec.uri, if that names a host."""
+    address: Address | None = None
+    """Host name or address that QEMU on other hosts sends memory to. Unset: the one of the peer URI."""
+    ports: Ports | None = None
+    """TCP ports that QEMU takes memory on. Unset: those of the host's qemu.conf, 49152 to 49215 by default."""
+    tls: Enabled | None = None
+    """Whether memory that comes here is encrypted; QEMU on both hosts needs certificates. Unset: as the peer URI."""
+    max_inbound: Annotated[Integer, Field(ge=1, le=100)] = 2
+    """How many VMs may be on their way here at once."""
+    max_outbound: Annotated[Integer, Field(ge=1, le=100)] = 2
+    """How many VMs may be on their way from here at once."""
+    policy: MigrationPolicy | None = None
+    """For migrations from here, where they do not say otherwise."""
+
+
 class OutOfService(Model):
     """A person's statement that the host does not run anything."""
 
@@ -167,8 +218,11 @@ class HypervisorSpec(Model):
     """How many virtual CPUs and how much guest memory may be placed here."""
     reserved_memory: Quantity = "1Gi"
     """Memory of the host that no virtual machine is promised."""
-    maintenance: Literal["Off", "Cordon"] = "Off"
-    """Cordon: no virtual machine is newly placed here; those that are here stay and are kept as they should be."""
+    maintenance: Literal["Off", "Cordon", "Evacuate"] = "Off"
+    """Cordon: no virtual machine is newly placed here; those that are here stay and are kept as they should be.
+    Evacuate: as Cordon, and those that run here are moved away by live migrations; none is shut down for it."""
+    migration: HostMigration = HostMigration()
+    """How this host takes part in live migrations."""
     out_of_service: OutOfService | None = None
     """Set only when the host is surely off: its virtual machines may then be started on other hosts."""
     host_uuid: UUID | None = None
@@ -232,6 +286,32 @@ class Orphan(Model):
     """When it was first seen without its virtual machine."""
 
 
+class BlockedVM(Model):
+    """A virtual machine that does not leave the host."""
+
+    vm: Annotated[str, Field(max_length=317)]
+    """The virtual machine, as NAMESPACE/NAME."""
+    reason: Word
+    """Why, in one word: a reason of the virtual machine's condition Migratable, or of its last migration."""
+    message: Line | None = None
+    """Why, in a sentence."""
+
+
+class EvacuationStatus(Model):
+    """How far spec.maintenance Evacuate is."""
+
+    since: Time | None = None
+    """When it was first seen to be wanted."""
+    moved: Count | None = None
+    """Virtual machines that have been moved away since."""
+    moving: Count | None = None
+    """Virtual machines that are on their way, or queued to be."""
+    remaining: Count | None = None
+    """Virtual machines that are still here, the moving and the blocked ones among them."""
+    blocked: Annotated[tuple[BlockedVM, ...], Field(max_length=100), map_by("vm")] = ()
+    """Virtual machines that do not leave, and why; at most 100 are listed."""
+
+
 class HypervisorStatus(Model):
     """The host as last seen."""
 
@@ -273,6 +353,8 @@ class HypervisorStatus(Model):
     """Domains with this cluster's mark whose virtual machine is not there; at most 100 are listed."""
     holds: Annotated[tuple[Annotated[str, Field(max_length=317)], ...], Field(max_length=100), SET] = ()
     """The virtual machines, as NAMESPACE/NAME, that the deletion waits for; at most 100 are listed."""
+    evacuation: EvacuationStatus | None = None
+    """How far spec.maintenance Evacuate is; unset when it is not wanted."""
 
 
 class Hypervisor(Resource):

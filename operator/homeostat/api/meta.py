@@ -37,7 +37,7 @@ MAC_PATTERN = r"^([0-9a-e][02468ace]|f[02468ac])(:[0-9a-f]{2}){5}$"  # unicast; 
 
 _UNITS: dict[str, int] = {"": 1, **{unit: 1000**n for n, unit in enumerate("kMGTPE", 1)}}
 _UNITS |= {f"{unit}i": 1024**n for n, unit in enumerate("KMGTPE", 1)}
-_ACRONYMS = {"uuid": "UUID", "id": "ID", "mib": "MiB"}
+_ACRONYMS = {"uuid": "UUID", "id": "ID", "mib": "MiB", "gib": "GiB", "uri": "URI"}
 
 
 def camel(name: str) -> str:

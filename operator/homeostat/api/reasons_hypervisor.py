@@ -16,6 +16,15 @@ HYPERVISOR: dict[str, Reason] = {
         "Its VMs are kept as they should be.",
         "Set spec.maintenance to Off to let it take new VMs.",
     ),
+    "Evacuating": Reason(
+        "Cordoned",
+        "True",
+        "-",
+        "VMs",
+        "The host answers; spec.maintenance is Evacuate: it takes no new VMs and those that run here are moved away.",
+        "Migrations are made within the hosts' limits; status.evacuation says how far that is, and what is blocked.",
+        "Set spec.maintenance to Off to keep the VMs that have not left yet.",
+    ),
     "Connecting": Reason(
         "Connecting",
         "Unknown",

@@ -430,6 +430,21 @@ class StartFailures(Model):
     """When the next one is due."""
 
 
+class MigrationInFlight(Model):
+    """The migration that the VM is in."""
+
+    name: HostName
+    """Name of the VirtualMachineMigration."""
+    uid: Word
+    """UID of that object."""
+    source: HostName
+    """Name of the Hypervisor that the VM leaves."""
+    target: HostName
+    """Name of the Hypervisor that the VM goes to."""
+    since: Time
+    """When it began."""
+
+
 class VirtualMachineStatus(Model):
     """What was seen."""
 
@@ -450,7 +465,10 @@ class VirtualMachineStatus(Model):
     candidates: Annotated[tuple[CandidateStatus, ...], Field(max_length=256), map_by("hypervisor")] = ()
     """Hosts where the VM may be; nothing is started elsewhere before each of them was seen without it."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16), map_by("type")] = ()
-    """Ready, Running, Synchronized, Stalled, RestartRequired, AgentConnected and Conflict, with sentences."""
+    """Ready, Running, Synchronized, Stalled, RestartRequired, AgentConnected, Conflict and Migratable, with
+    sentences."""
+    migration: MigrationInFlight | None = None
+    """The migration that the VM is in; while it is set, only that migration touches the VM on either host."""
     addresses: Annotated[tuple[Address, ...], Field(max_length=64), ATOMIC] = ()
     """Addresses of the guest."""
     disks: Annotated[tuple[DiskStatus, ...], Field(max_length=64), map_by("name")] = ()

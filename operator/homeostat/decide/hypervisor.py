@@ -25,6 +25,7 @@ Truth = Literal["True", "False", "Unknown"]
 MIB = 1024 * 1024
 OLDEST_LIBVIRT, OLDEST_QEMU = (9, 0), (7, 2)
 MOST_LISTED = 100
+_OPEN = {"Off": "Connected", "Cordon": "Cordoned", "Evacuate": "Evacuating"}
 UNREACHABLE = frozenset({"TLSFailed", "AuthFailed", "CredentialsMissing", "IdentityMismatch", "LibvirtTooOld"})
 """Reasons of the informer that have a row of their own; all others are Unreachable."""
 
@@ -59,10 +60,7 @@ def verdict(hypervisor: Hypervisor, answer: HostAnswer, twins: Iterable[str], *,
         return "Connecting", f"at {hypervisor.spec.uri}"
     if not answer.reachable:
         return answer.reason if answer.reason in UNREACHABLE else "Unreachable", answer.message
-    return _unfit(hypervisor, answer.facts) or (
-        "Cordoned" if hypervisor.spec.maintenance == "Cordon" else "Connected",
-        "",
-    )
+    return _unfit(hypervisor, answer.facts) or (_OPEN[hypervisor.spec.maintenance], "")
 
 
 def _unfit(hypervisor: Hypervisor, facts: HostFacts | None) -> tuple[str, str] | None:

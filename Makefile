@@ -9,6 +9,7 @@ NAME ?= dev
 HOSTS ?= 2
 RINGS ?= unit simulation api lab
 PYTEST_ARGS ?=
+JOBS ?= 3
 BENCH_ARGS ?=
 
 BIN := .venv/bin
@@ -35,8 +36,9 @@ demo-down: venv ## Remove every trace of the demo
 	@$(BIN)/python -m tests.demo down
 
 .PHONY: test
+# The lab mostly waits: more processes than CPUs (JOBS) run its files side by side, each with hosts of its own.
 test: venv binaries ## Run all rings: unit, simulation, api, lab (as root; a demo that is up is left alone)
-	@$(PYTEST) $(RINGS:%=tests/%)
+	@$(PYTEST) -v -n $(JOBS) --dist loadfile $(RINGS:%=tests/%)
 
 .PHONY: test-unit
 test-unit: venv ## Run the ring of pure functions

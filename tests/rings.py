@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pytest plugin: a test's ring is the folder it is in; a ring that was asked for and ran no test fails the run."""
+"""Pytest plugin: a test's ring is the folder it is in; a ring that was asked for and ran no test fails the run.
+
+Figures that a test records (record_property with FIGURE) are printed at the end, whichever process ran it.
+"""
 
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+FIGURE = "figure"
 RINGS = ("unit", "simulation", "api", "lab")
 ran: Counter[str] = Counter()
 skipped: list[str] = []
+figures: list[str] = []
 
 
 def ring_of(node_id: str) -> str | None:
@@ -25,7 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Count the tests that were really run."""
+    """Count the tests that were really run, and keep their figures."""
+    if report.when == "call":
+        figures.extend(str(value) for name, value in report.user_properties if name == FIGURE)
     if report.skipped:
         skipped.append(report.nodeid)
     elif report.when == "call":
@@ -41,12 +48,16 @@ def complaints(config: pytest.Config) -> list[str]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run if there is something to complain about."""
-    if not session.config.option.collectonly and complaints(session.config):
+    # A process that runs a share of the tests knows nothing of the others.
+    whole = not hasattr(session.config, "workerinput")
+    if whole and not session.config.option.collectonly and complaints(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say how many tests each ring ran, and what is wrong with the run."""
+    for line in sorted(figures):
+        terminalreporter.write_line(line)
     counts = ", ".join(f"{ring} {ran[ring]}" for ring in RINGS if ran[ring])
     terminalreporter.write_line(f"tests per ring: {counts or 'none'}")
     for line in complaints(config):

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
-import pytest
-
 from homeostat.api.meta import FINALIZER
 from homeostat.kube.http import HttpTransport
 from tests.api.server import Server
 from tests.api.serving import await_storage
 from tests.api.worlds import SETTLE_SECONDS, Lists, World, world
 from tests.controlplane import ControlPlane, GivenControlPlane
+from tests.rings import FIGURE
 
 FAULTS = ("kill-before", "kill-after", "drop-reply", "late=1")
 KILLING = ("kill-before", "kill-after", "late=1")
@@ -159,13 +158,12 @@ async def every_point(kubeconfig: Path) -> tuple[dict[str, list[str]], list[str]
 
 
 def test_every_crash_point(
-    cluster: ControlPlane | GivenControlPlane, server: Server, capsys: pytest.CaptureFixture[str]
+    cluster: ControlPlane | GivenControlPlane, server: Server, record_property: Callable[[str, object], None]
 ) -> None:
     await_storage(server)
     writes, failed = asyncio.run(every_point(cluster.kubeconfig))
-    with capsys.disabled():
-        for name, each in writes.items():
-            print(f"\n{name}: {len(each)} writes, {len(points(each))} points on a real API server", end="")
+    for name, each in writes.items():
+        record_property(FIGURE, f"{name}, on a real API server: {len(each)} writes, {len(points(each))} points")
     assert not failed, f"{len(failed)} lives went wrong, the first: {failed[0]}\nall:\n" + "\n".join(
         each.partition("\n")[0] for each in failed
     )

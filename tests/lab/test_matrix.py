@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 
 from tests.lab.matrix import Bed, effects, points, run, share_of
 from tests.lab.rig import ROOT
+from tests.rings import FIGURE
 
 SHARE = 8
 
@@ -19,13 +21,13 @@ def seed() -> int:
     return int(given) if given else int(subprocess.run(words, capture_output=True, text=True, check=True).stdout, 16)
 
 
-def test_a_share_of_the_crash_points_on_real_parts() -> None:
+def test_a_share_of_the_crash_points_on_real_parts(record_property: Callable[[str, object], None]) -> None:
     bed = Bed(f"matrix-{os.getpid()}")
     try:
         clean, lines = bed.life("clean")
         assert not clean.wrong
         all_points = points(effects(lines))
-        print(f"MATRIX_SEED={seed()}: {SHARE} of {len(all_points)} points")
+        record_property(FIGURE, f"a life, on real hosts: {SHARE} of {len(all_points)} points, MATRIX_SEED={seed()}")
         results = run(bed, share_of(all_points, SHARE, seed()))
     finally:
         bed.down()

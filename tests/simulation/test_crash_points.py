@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from tests.rings import FIGURE
 from tests.simulation.crash_points import SCENARIOS, Scenario, clean, outcomes, pair, points
 
 pytestmark = pytest.mark.simulation
@@ -21,13 +24,13 @@ ACTIONS = {
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.name)
-def test_every_crash_point(scenario: Scenario, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_crash_point(scenario: Scenario, record_property: Callable[[str, object], None]) -> None:
     effects = clean(scenario)
     found = list(outcomes(scenario, points(scenario, effects)))
     reached, pairs = len(found), {pair(point) for point, _ in found}
     failed = [f"{point}: {wrong}" for point, wrong in found if wrong]
-    with capsys.disabled():
-        print(f"\n{scenario.name}: {len(effects)} effects, {reached} points, {len(pairs)} pairs of action and fault")
+    said = f"{len(effects)} effects, {reached} points, {len(pairs)} pairs of action and fault"
+    record_property(FIGURE, f"{scenario.name}, simulated: {said}")
     assert not failed, f"{len(failed)} of {reached} points, the first: {failed[0]}\nall:\n" + "\n".join(
         each.partition("\n")[0] for each in failed
     )

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -16,9 +18,11 @@ from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER
 from homeostat.api.observed import Present
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import report
 from homeostat.decide.view import Decision, Failure, VMView
+from homeostat.decide.migration import in_flight
 from homeostat.decide.vm import decide
 from homeostat.hosts.driver import HostError, HostUnreachable
 from homeostat.hosts.perform import perform
@@ -66,11 +70,14 @@ class VMReconciler:
             return Result()
         vm = self._parsed(seen)
         self._fleet.note_vm(key, vm)
-        view, decision = await self._decide(key, vm)
+        view, decision = await self._decide(key, vm, await self._migration(key, vm))
         self._ask_addresses(key, view)
-        acted = await self._perform(key, vm, seen, decision)
+        meanwhile = functools.partial(self._report, key, vm, seen, view, decision)
+        acted = await self._perform(key, seen, decision, meanwhile)
         if isinstance(decision.action, act.RemoveFinalizer):
             return Result()
+        if acted is None:
+            return Result(0.0)
         after = await self._report(key, vm, acted, view, decision)
         if (failure := self._failed.get(key)) is not None and not isinstance(failure.action, COUNTED):
             raise Retry(f"{type(failure.action).__name__} was refused: {failure.message}")
@@ -109,9 +116,26 @@ class VMReconciler:
                 return
         self._addresses.forget(key)
 
-    async def _decide(self, key: Key, vm: VirtualMachine) -> tuple[VMView, Decision]:
+    async def _migration(self, key: Key, vm: VirtualMachine) -> VirtualMachineMigration | None:
+        """The migration in flight, read now: a late event must not show one that has ended, nor hide one.
+
+        status.migration names the one that may have begun: none begins before it is named there.
+        """
+        known = in_flight(self._fleet.migrations_of(key), vm)
+        names = {known.metadata.name} if known else set()
+        names |= {vm.status.migration.name} if vm.status.migration else set()
+        try:
+            found = [await self._client.get(VirtualMachineMigration, key[0], name) for name in sorted(names)]
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the VM's migration could not be read: {error}") from error
+        return in_flight([VirtualMachineMigration.model_validate(each) for each in found if each is not None], vm)
+
+    async def _decide(
+        self, key: Key, vm: VirtualMachine, migration: VirtualMachineMigration | None
+    ) -> tuple[VMView, Decision]:
         """Decide on what the caches say; where that would change a host, ask the hosts and decide again."""
         view = self._with_memory(key, observe.from_caches(self._fleet, key, vm, self._cluster))
+        view = replace(view, migration=migration)
         for _ in range(MAX_LOOKS):
             decision = decide(vm, view, self._now())
             if decision.look is None:
@@ -131,8 +155,13 @@ class VMReconciler:
         ago = None if asked is None else asyncio.get_running_loop().time() - asked
         return replace(view, asked_seconds_ago=ago, failure=self._failed.get(key), addresses=self._addresses.of(key))
 
-    async def _perform(self, key: Key, vm: VirtualMachine, seen: Object, decision: Decision) -> Object:
-        """Carry out the action, if any; returns the object as it is after it. What it returned proves nothing."""
+    async def _perform(
+        self, key: Key, seen: Object, decision: Decision, meanwhile: Callable[[], Awaitable[object]]
+    ) -> Object | None:
+        """Carry out the action, if any. What it returned proves nothing.
+
+        Returns the object as it is after it, None when it took so long that `meanwhile` reported.
+        """
         action = decision.action
         if action is None:
             return seen
@@ -142,8 +171,16 @@ class VMReconciler:
         if isinstance(action, act.Shutdown):
             self._asked[key] = asyncio.get_running_loop().time()
         self._failed.pop(key, None)
-        await self._act(key, action)
-        return seen
+        work = asyncio.create_task(self._act(key, action), name=f"{type(action).__name__}-{key[1]}")
+        try:
+            await asyncio.wait({work}, timeout=self._settings.settle_seconds)
+            if lasts := not work.done():
+                with contextlib.suppress(Retry):  # nothing was written: the next pass reports
+                    await meanwhile()
+            await work
+        finally:
+            work.cancel()
+        return None if lasts else seen
 
     async def _write(self, key: Key, seen: Object, action: act.ObjectAction) -> Object:
         try:

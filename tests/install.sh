@@ -13,6 +13,8 @@ packages=(
   iproute2 iptables ebtables nftables util-linux procps
   # certificates
   openssl gnutls-bin ca-certificates
+  # the health rule for Argo CD
+  lua5.1
   # the guest: its initramfs, and the libraries that its qemu-guest-agent is linked with
   busybox-static cpio gzip xz-utils liburing2 libnuma1 libudev1 libglib2.0-0
 )

@@ -99,7 +99,7 @@ def test_troubleshooting_shows_the_state_that_belongs_to_a_reason(
 
 
 def test_the_rule_for_argo_cd_reads_what_there_is() -> None:
-    """Its text only: there is no Lua here to run it."""
+    """Its text; test_argocd.py runs it."""
     text = (ROOT / "docs/argocd/health.lua").read_text()
     shared = generate_docs.VM_CONDITIONS.keys() & generate_docs.HYPERVISOR_CONDITIONS.keys()
     assert set(re.findall(r"conditions\.(\w+)", text)) == shared

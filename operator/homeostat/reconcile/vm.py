@@ -18,11 +18,9 @@ from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER
 from homeostat.api.observed import Present
-from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import report
 from homeostat.decide.view import Decision, Failure, VMView
-from homeostat.decide.migration import in_flight
 from homeostat.decide.vm import decide
 from homeostat.hosts.driver import HostError, HostUnreachable
 from homeostat.hosts.perform import perform
@@ -70,7 +68,7 @@ class VMReconciler:
             return Result()
         vm = self._parsed(seen)
         self._fleet.note_vm(key, vm)
-        view, decision = await self._decide(key, vm, await self._migration(key, vm))
+        view, decision = await self._decide(key, vm)
         self._ask_addresses(key, view)
         meanwhile = functools.partial(self._report, key, vm, seen, view, decision)
         acted = await self._perform(key, seen, decision, meanwhile)
@@ -116,26 +114,9 @@ class VMReconciler:
                 return
         self._addresses.forget(key)
 
-    async def _migration(self, key: Key, vm: VirtualMachine) -> VirtualMachineMigration | None:
-        """The migration in flight, read now: a late event must not show one that has ended, nor hide one.
-
-        status.migration names the one that may have begun: none begins before it is named there.
-        """
-        known = in_flight(self._fleet.migrations_of(key), vm)
-        names = {known.metadata.name} if known else set()
-        names |= {vm.status.migration.name} if vm.status.migration else set()
-        try:
-            found = [await self._client.get(VirtualMachineMigration, key[0], name) for name in sorted(names)]
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the VM's migration could not be read: {error}") from error
-        return in_flight([VirtualMachineMigration.model_validate(each) for each in found if each is not None], vm)
-
-    async def _decide(
-        self, key: Key, vm: VirtualMachine, migration: VirtualMachineMigration | None
-    ) -> tuple[VMView, Decision]:
+    async def _decide(self, key: Key, vm: VirtualMachine) -> tuple[VMView, Decision]:
         """Decide on what the caches say; where that would change a host, ask the hosts and decide again."""
         view = self._with_memory(key, observe.from_caches(self._fleet, key, vm, self._cluster))
-        view = replace(view, migration=migration)
         for _ in range(MAX_LOOKS):
             decision = decide(vm, view, self._now())
             if decision.look is None:

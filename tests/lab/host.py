@@ -252,18 +252,23 @@ class Host:
         run("ip", "link", "set", self.link, "up")
 
     def mute(self, peer: Host) -> None:
-        """Lose what its libvirtd says to a peer's: requests of the peer arrive and are carried out."""
+        """Lose what its libvirtd answers a peer's: requests of the peer arrive and are carried out."""
         self._filter("-A", "OUTPUT", "--sport", "16509", "-d", peer.address, "-j", "DROP")
 
+    def refuse(self, peer: Host) -> None:
+        """Lose what a peer's libvirtd says to its own, but not that the peer is gone."""
+        said = ("--dport", "16509", "-s", peer.address, "!", "--tcp-flags", "RST", "RST")
+        self._filter("-A", "INPUT", *said, "-j", "DROP")
+
     def part(self, peer: Host) -> None:
-        """Break the streams of migrations to and from a peer, and refuse new ones; their libvirts still talk."""
-        for direction, address in (("OUTPUT", "-d"), ("INPUT", "-s")):
-            for port in ("--sport", "--dport"):
-                self._filter("-A", direction, port, STREAMS, address, peer.address, "-j", "REJECT",
-                             "--reject-with", "tcp-reset")  # fmt: skip
+        """Reset the streams of migrations to and from a peer, and new ones; their libvirts still talk."""
+        for port in ("--sport", "--dport"):
+            # Resets pass, or one side would never hear of the other's end.
+            stream = (port, STREAMS, "-s", peer.address, "!", "--tcp-flags", "RST", "RST")
+            self._filter("-A", "INPUT", *stream, "-j", "REJECT", "--reject-with", "tcp-reset")
 
     def unfilter(self) -> None:
-        """Undo `mute` and `part`."""
+        """Undo `mute`, `refuse` and `part`."""
         for chain in ("OUTPUT", "INPUT"):
             run("ip", "netns", "exec", self.link, "iptables", "-w", "-F", chain)
 

@@ -30,8 +30,8 @@ def test_what_is_not_asked_for_is_left_out() -> None:
 def test_everything_that_is_asked_for_is_there() -> None:
     request = MigrationRequest(
         PEER, "tcp://198.51.100.2", "198.51.100.2", tls=True, post_copy=True, auto_converge=True, connections=4,
-        compression="zstd", bandwidth_mib_s=100, start_paused=True, copy="Incremental", copy_disks=("vdb",),
-        live_xml="<live/>", persistent_xml="<kept/>", unsafe=True,
+        compression="zstd", bandwidth_mib_s=100, post_copy_mib_s=50, start_paused=True, copy="Incremental",
+        copy_disks=("vdb",), live_xml="<live/>", persistent_xml="<kept/>", unsafe=True,
     )  # fmt: skip
     assert flags(request) == ALWAYS | (
         libvirt.VIR_MIGRATE_TLS
@@ -49,6 +49,7 @@ def test_everything_that_is_asked_for_is_there() -> None:
         "parallel.connections": 4,
         "compression": "zstd",
         "bandwidth": 100,
+        "bandwidth.postcopy": 50,
         "migrate_disks": ["vdb"],
         "destination_xml": "<live/>",
         "persistent_xml": "<kept/>",

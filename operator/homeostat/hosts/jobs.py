@@ -67,6 +67,7 @@ def parameters(request: MigrationRequest) -> dict[str, Any]:
         libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS: request.connections,
         libvirt.VIR_MIGRATE_PARAM_COMPRESSION: request.compression,
         libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: request.bandwidth_mib_s,
+        libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY: request.post_copy_mib_s if request.post_copy else 0,
         libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS: list(request.copy_disks),
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: request.live_xml,
         libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: request.persistent_xml,

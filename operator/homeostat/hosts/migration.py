@@ -46,7 +46,8 @@ class MigrationRequest:
     compression: str = ""
     """xbzrle, zlib or zstd (the last two only with parallel connections); "" for none."""
     bandwidth_mib_s: int = 0
-    """0 for libvirt's own limit, which is none."""
+    """0 for libvirt's own limit, which is none. It does not hold in post-copy: `post_copy_mib_s` does."""
+    post_copy_mib_s: int = 0
     max_downtime_ms: int = 300
     start_paused: bool = False
     """The target does not let the CPUs run; somebody has to resume them there."""

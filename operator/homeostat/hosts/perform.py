@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import assert_never
 
 from homeostat.api import actions
 from homeostat.api.observed import HostFacts
 from homeostat.hosts.domain_xml import owner_element, render
 from homeostat.hosts.driver import NO_CONNECT, Connection, HostUnreachable
+from homeostat.hosts.migration import MigrationRequest
 from homeostat.hosts.volume_xml import render_volume
 
 
@@ -43,6 +45,68 @@ async def perform(action: actions.HostAction, connection: Connection, facts: Hos
             await connection.undefine(uuid)
         case _:
             assert_never(action)
+
+
+async def perform_migration(action: actions.MigrationAction, connection: Connection) -> None:
+    """Carry out an action of a migration on the host that `connection` leads to: see perform.
+
+    Migrate and ResumePostCopy return when libvirt's call does, which may take hours; given up on, they go on.
+    """
+    match action:
+        case actions.Migrate(uuid=uuid):
+            await connection.migrate(uuid, request(action))
+        case actions.ResumePostCopy(request=asked):
+            await connection.resume_post_copy(asked.uuid, request(asked))
+        case actions.AbortMigration(uuid=uuid):
+            await connection.abort_job(uuid)
+        case actions.SetMaxDowntime(uuid=uuid, milliseconds=milliseconds):
+            await connection.set_max_downtime(uuid, milliseconds)
+        case actions.StartPostCopy(uuid=uuid):
+            await connection.start_post_copy(uuid)
+        case actions.DestroyStale(uuid=uuid):
+            await connection.destroy(uuid)
+        case actions.UndefineStale(uuid=uuid):
+            await connection.undefine(uuid)
+        case actions.PersistTarget(uuid=uuid):
+            await _persist(uuid, connection)
+        case actions.Suspend(uuid=uuid):
+            await connection.suspend(uuid)
+        case actions.Resume(uuid=uuid):
+            await connection.resume(uuid)
+        case _:
+            assert_never(action)
+
+
+def request(action: actions.Migrate) -> MigrationRequest:
+    """What libvirt is asked for. Of a range of ports, the one that the domain's UUID falls on."""
+    address = f"[{action.address}]" if ":" in action.address else action.address
+    port = f":{_port(action.uuid, *action.ports)}" if action.ports else ""
+    return MigrationRequest(
+        peer=action.peer,
+        migrate_uri=f"tcp://{address}{port}" if address else "",
+        tls=action.tls,
+        post_copy=action.post_copy,
+        auto_converge=action.auto_converge,
+        connections=action.connections if action.connections > 1 else 0,
+        compression="" if action.compression == "None" else action.compression.lower(),
+        bandwidth_mib_s=action.bandwidth_mib,
+        max_downtime_ms=action.max_downtime_ms,
+        start_paused=action.start_paused,
+        copy=action.copy,
+        copy_disks=action.copy_disks,
+        unsafe=action.unsafe,
+    )
+
+
+def _port(uuid: str, first: int, last: int) -> int:
+    return first + zlib.crc32(uuid.encode()) % (last - first + 1)
+
+
+async def _persist(uuid: str, connection: Connection) -> None:
+    """Define a transient domain as it runs. Gone meanwhile: what is defined then is off, and seen as such."""
+    xml = await connection.xml(uuid, inactive=True)
+    if xml is not None:
+        await connection.define(xml)
 
 
 async def _create_volume(action: actions.CreateVolume, connection: Connection, facts: HostFacts | None) -> None:

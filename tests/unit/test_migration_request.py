@@ -20,6 +20,9 @@ ALWAYS = (
     | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
     | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
 )
+DISKS = """<domain><devices>
+<disk><target dev='vda'/><alias name='ua-root'/></disk><disk><target dev='vdb'/><alias name='ua-data'/></disk>
+</devices></domain>"""
 
 
 def test_what_is_not_asked_for_is_left_out() -> None:
@@ -31,7 +34,7 @@ def test_everything_that_is_asked_for_is_there() -> None:
     request = MigrationRequest(
         PEER, "tcp://198.51.100.2", "198.51.100.2", tls=True, post_copy=True, auto_converge=True, connections=4,
         compression="zstd", bandwidth_mib_s=100, post_copy_mib_s=50, start_paused=True, copy="Incremental",
-        copy_disks=("vdb",), live_xml="<live/>", persistent_xml="<kept/>", unsafe=True,
+        copy_disks=("ua-data",), live_xml="<live/>", persistent_xml="<kept/>", unsafe=True,
     )  # fmt: skip
     assert flags(request) == ALWAYS | (
         libvirt.VIR_MIGRATE_TLS
@@ -43,7 +46,7 @@ def test_everything_that_is_asked_for_is_there() -> None:
         | libvirt.VIR_MIGRATE_NON_SHARED_INC
         | libvirt.VIR_MIGRATE_UNSAFE
     )
-    assert parameters(request) == {
+    assert parameters(request, DISKS) == {
         "migrate_uri": "tcp://198.51.100.2",
         "listen_address": "198.51.100.2",
         "parallel.connections": 4,
@@ -54,6 +57,11 @@ def test_everything_that_is_asked_for_is_there() -> None:
         "destination_xml": "<live/>",
         "persistent_xml": "<kept/>",
     }
+
+
+def test_a_disk_that_is_not_there_is_not_copied() -> None:
+    with pytest.raises(HostError, match="no disk ua-other"):
+        parameters(MigrationRequest(PEER, copy="Full", copy_disks=("ua-other",)), DISKS)
 
 
 @pytest.mark.parametrize("copy", ["Full", "Incremental"])

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import xml.etree.ElementTree as ET
 from typing import Any
 
 import libvirt
 
-from homeostat.hosts.driver import NO_DOMAIN, OPERATION_INVALID, OPERATION_UNSUPPORTED
+from homeostat.hosts.driver import INVALID_ARG, NO_DOMAIN, OPERATION_INVALID, OPERATION_UNSUPPORTED, HostError
 from homeostat.hosts.migration import In, Job, MigrationRequest, Other, Out
 from homeostat.hosts.sessions import Virt, host_error
 
@@ -35,13 +36,18 @@ def migrate(one: Virt, request: MigrationRequest) -> None:
     """Move a domain; returns when libvirt thinks that it has been moved."""
     # Set each time: QEMU keeps the limit that an earlier migration left in it.
     one.migrateSetMaxDowntime(request.max_downtime_ms, 0)
-    one.migrateToURI3(request.peer, parameters(request), flags(request))
+    _move(one, request, flags(request))
 
 
 def resume_post_copy(one: Virt, request: MigrationRequest) -> None:
     """Go on with a migration that failed in post-copy."""
     resume = libvirt.VIR_MIGRATE_POSTCOPY | libvirt.VIR_MIGRATE_POSTCOPY_RESUME
-    one.migrateToURI3(request.peer, parameters(request), flags(request) | resume)
+    _move(one, request, flags(request) | resume)
+
+
+def _move(one: Virt, request: MigrationRequest, how: int) -> None:
+    xml = one.XMLDesc(0) if request.copy_disks else ""
+    one.migrateToURI3(request.peer, parameters(request, xml), how)
 
 
 def flags(request: MigrationRequest) -> int:
@@ -59,8 +65,8 @@ def flags(request: MigrationRequest) -> int:
     return chosen
 
 
-def parameters(request: MigrationRequest) -> dict[str, Any]:
-    """The typed parameters of migrateToURI3; what is not asked for is left out."""
+def parameters(request: MigrationRequest, xml: str = "") -> dict[str, Any]:
+    """The typed parameters of migrateToURI3; what is not asked for is left out. `xml` names the disks to be copied."""
     wanted = {
         libvirt.VIR_MIGRATE_PARAM_URI: request.migrate_uri,
         libvirt.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: request.listen,
@@ -68,11 +74,20 @@ def parameters(request: MigrationRequest) -> dict[str, Any]:
         libvirt.VIR_MIGRATE_PARAM_COMPRESSION: request.compression,
         libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: request.bandwidth_mib_s,
         libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY: request.post_copy_mib_s if request.post_copy else 0,
-        libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS: list(request.copy_disks),
+        libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS: [_device(xml, alias) for alias in request.copy_disks],
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: request.live_xml,
         libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: request.persistent_xml,
     }
     return {name: value for name, value in wanted.items() if value}
+
+
+def _device(xml: str, alias: str) -> str:
+    """The name (vda, ...) by which libvirt wants to be told of a disk."""
+    for disk in ET.fromstring(xml).iterfind("devices/disk"):
+        name, target = disk.find("alias"), disk.find("target")
+        if name is not None and target is not None and name.get("name") == alias:
+            return target.get("dev", "")
+    raise HostError(INVALID_ARG, f"the domain has no disk {alias}")
 
 
 def job(virt: Virt, uuid: str) -> Job | None:

@@ -54,7 +54,7 @@ class MigrationRequest:
     copy: str = "None"
     """Storage: None | Full | Incremental, of `copy_disks` and no others."""
     copy_disks: tuple[str, ...] = ()
-    """Device names (vda, ...) of the disks to be copied."""
+    """Aliases of the disks to be copied."""
     live_xml: str = ""
     """The domain as the target is to run it, and (`persistent_xml`) to keep it; "" for what it is on the source."""
     persistent_xml: str = ""

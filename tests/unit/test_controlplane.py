@@ -4,6 +4,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import tarfile
@@ -180,6 +181,26 @@ def test_old_or_mixed_programs_on_path_are_passed_over(bare_path: Path, server: 
 def test_without_go_the_release_is_downloaded(bare_path: Path, served: Path, cache: Cache) -> None:
     binaries.obtain(cache=cache)
     assert cache.get("download") is not None
+
+
+def test_the_way_that_is_taken_is_said_and_why(
+    bare_path: Path, served: Path, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(way: str | None = None) -> str:
+        binaries.obtain(way, cache)
+        return capsys.readouterr().err.splitlines()[0].removeprefix("control plane: ")
+
+    nowhere = f"not in KUBEBUILDER_ASSETS or on PATH: {', '.join(NAMES)}"
+    assert said() == f"download, because {nowhere}, nothing is cached and there is no go on PATH"
+    assert said() == f"from the cache {cache.directory}; {nowhere}"
+    assert said("download") == (
+        f"from the cache {cache.directory}, where an earlier download put it: CONTROL_PLANE=download"
+    )
+    shutil.rmtree(cache.root)
+    assert said("download") == "download, because CONTROL_PLANE=download and the cache holds none"
+    for name in NAMES:
+        program(bare_path / name, "Kubernetes v1.33.1")
+    assert said() == f"found in KUBEBUILDER_ASSETS or on PATH: {bare_path / 'kube-apiserver'}"
 
 
 @pytest.mark.parametrize(("version", "is_enough"), [("go1.21.5", False), ("go1.26.8", True), ("go1.100.0", True)])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from homeostat.api import reasons
 from homeostat.api.reason import Reason
-from homeostat.decide import runstrategy
+from homeostat.decide import migration_table, runstrategy
 from homeostat.hosts.reasons import SENTENCES
 from homeostat.reconcile.settings import Settings
 
@@ -78,6 +78,21 @@ HYPERVISOR_CONDITIONS = {
     ),
 }
 
+MIGRATION_CONDITIONS = {
+    "Finished": ("The attempt has ended; this object goes when its ttl has passed.", "It has not.", "Never."),
+    "Succeeded": ("The VM was moved.", "It was not; the reason says why.", "The attempt has not ended."),
+    "Ambiguous": (
+        "Only a person can tell which copy of the VM counts; the message has both observations.",
+        "What was seen names an owner, or may still do so by itself.",
+        "Never.",
+    ),
+    "Queued": (
+        "Other migrations have to end first; the message says which limit it waits for, and behind what.",
+        "It waits for no other migration.",
+        "Never.",
+    ),
+}
+
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Return a Markdown table."""
@@ -129,6 +144,45 @@ def _section(name: str, row: Reason, *, running: bool) -> str:
         f"- **What happens next:** {row.then}",
     ]
     return "\n\n".join(lines) + (f"\n- **What to do:** {row.todo}" if row.todo else "\n- **What to do:** Nothing.")
+
+
+def migration_overview() -> str:
+    """Return the table of a migration's reasons with what `kubectl get` and Succeeded show for them."""
+    return table(
+        ("Reason", "Phase", "Next", "Succeeded"),
+        (
+            (f"[{name}](#migration-{name.lower()})", row.state, row.next, row.ready)
+            for name, row in reasons.MIGRATION.items()
+        ),
+    )
+
+
+def migration_sections() -> str:
+    """Return a section for each reason of a migration."""
+    return "\n\n".join(
+        f"### Migration {name}\n\n{row.meaning}\n\nPhase `{row.state}`, Succeeded {row.ready}, next `{row.next}`.\n\n"
+        f"- **What happens next:** {row.then}\n- **What to do:** {row.todo or 'Nothing.'}"
+        for name, row in reasons.MIGRATION.items()
+    )
+
+
+def migration_rows() -> str:
+    """Return the decision table of live migration."""
+    return table(
+        ("Row", "Source", "Target", "Only", "Owner", "What is done", "Basis"),
+        (
+            (
+                row.number,
+                row.source.text(),
+                row.target.text(),
+                row.restriction(),
+                row.owner,
+                migration_table.EFFECTS[row.effect],
+                row.basis,
+            )
+            for row in migration_table.ROWS
+        ),
+    )
 
 
 def other_reasons() -> str:
@@ -185,6 +239,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "hypervisor-overview": lambda: overview(reasons.HYPERVISOR, running=False),
     "vm-reasons": lambda: sections(reasons.VM, running=True),
     "hypervisor-reasons": lambda: sections(reasons.HYPERVISOR, running=False),
+    "migration-conditions": lambda: conditions(MIGRATION_CONDITIONS),
+    "migration-overview": migration_overview,
+    "migration-reasons": migration_sections,
+    "migration-rows": migration_rows,
     "other-reasons": other_reasons,
     "reachable-reasons": reachable_reasons,
     "run-strategy-served": lambda: run_strategies(served=True),

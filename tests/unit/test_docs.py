@@ -16,12 +16,12 @@ import yaml
 from homeostat.api import reasons
 from homeostat.api.crd import structural
 from homeostat.api.hypervisor import Hypervisor
-from homeostat.api.meta import Resource
+from homeostat.api.meta import Condition, Resource
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import HostAnswer
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
-from homeostat.decide import report
+from homeostat.decide import migration_report, report
 from homeostat.decide.view import Decision, Say, VMView
 from tests import generate_docs
 
@@ -64,8 +64,15 @@ def test_every_condition_type_is_explained() -> None:
     assert {each.type for each in said.conditions} == generate_docs.VM_CONDITIONS.keys()
     hypervisor = Hypervisor.model_validate({"metadata": {"name": "a"}, "spec": SMALLEST["Hypervisor"]})
     claims = verdicts.Claims(0, 0, 0, (), frozenset())
+    assert {each.type for each in migration_conditions()} == generate_docs.MIGRATION_CONDITIONS.keys()
     status = verdicts.status(hypervisor, HostAnswer(reachable=None), ("Connecting", ""), claims, "cluster", NOW)
     assert {each.type for each in status.conditions} == generate_docs.HYPERVISOR_CONDITIONS.keys()
+
+
+def migration_conditions() -> tuple[Condition, ...]:
+    meta, spec = {"name": "a"}, SMALLEST["VirtualMachineMigration"]
+    migration = VirtualMachineMigration.model_validate({"metadata": meta, "spec": spec})
+    return migration_report.conditions(migration, Say("Accepted"), NOW)
 
 
 def test_every_reason_names_what_follows() -> None:
@@ -74,10 +81,12 @@ def test_every_reason_names_what_follows() -> None:
         assert f"\n### {name}\n" in text
     for name in reasons.HYPERVISOR:
         assert f"\n### Hypervisor {name}\n" in text
+    for name in reasons.MIGRATION:
+        assert f"\n### Migration {name}\n" in text
 
 
 def test_a_reason_that_nothing_gives_is_said_to_be_given_by_nothing() -> None:
-    tables = {"reason.py", "reasons.py", "reasons_vm.py", "reasons_hypervisor.py"}
+    tables = {"reason.py", "reasons.py", "reasons_vm.py", "reasons_hypervisor.py", "reasons_migration.py"}
     modules = [
         path for path in (ROOT / "operator").rglob("*.py") if path.name not in tables or path.parent.name != "api"
     ]

@@ -162,3 +162,108 @@ HostAction = (
 )
 ObjectAction = RecordCandidates | AddFinalizer | RemoveFinalizer
 Action = HostAction | ObjectAction
+
+
+# Of migrations. `host` is where it is done; the source, but for what is done to the target's copy.
+
+
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """Have the source's libvirt move a running domain, peer to peer. Seen in both hosts' states and jobs only.
+
+    `peer` is the target's libvirt as the source's daemon reaches it, `address` where its QEMU sends memory to.
+    Bandwidth is in MiB a second, 0 for no limit; `copy_disks` are the aliases of the disks to be copied, `copy` None,
+    Full or Incremental.
+    """
+
+    host: str
+    uuid: str
+    target: str
+    peer: str
+    address: str = ""
+    ports: tuple[int, int] | None = None
+    tls: bool = False
+    post_copy: bool = False
+    auto_converge: bool = False
+    connections: int = 0
+    compression: str = ""
+    bandwidth_mib: int = 0
+    max_downtime_ms: int = 500
+    start_paused: bool = False
+    copy: str = "None"
+    copy_disks: tuple[str, ...] = ()
+    unsafe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePostCopy:
+    """Have libvirt go on with a migration that broke in post-copy. Seen when neither side is PostcopyFailed."""
+
+    request: Migrate
+
+
+@dataclass(frozen=True, slots=True)
+class AbortMigration:
+    """Ask libvirt to stop. Seen when the source runs without a job and the target has no process."""
+
+    host: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetMaxDowntime:
+    """Set how long the guest may stand still at the switchover. Seen in the job's statistics."""
+
+    host: str
+    uuid: str
+    milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartPostCopy:
+    """Let the guest run on the target and fetch what is missing. Seen when the source is paused for post-copy."""
+
+    host: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyStale:
+    """End the process of the copy that does not count. Seen when the domain is off or gone.
+
+    libvirt gives the disks back to their former owner when it does this (measured), although they are in use on the
+    other host: who may open them there is to be looked at afterwards.
+    """
+
+    host: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class UndefineStale:
+    """Remove the definition of the copy that does not count and is off. Seen when the host has no such domain."""
+
+    host: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class PersistTarget:
+    """Make what runs on the target its persistent definition. Seen when the domain there is persistent."""
+
+    host: str
+    uuid: str
+
+
+MigrationAction = (
+    Migrate
+    | ResumePostCopy
+    | AbortMigration
+    | SetMaxDowntime
+    | StartPostCopy
+    | DestroyStale
+    | UndefineStale
+    | PersistTarget
+    | Suspend
+    | Resume
+)

@@ -181,14 +181,14 @@ class DecisionStatus(Model):
 
 
 class MarksStatus(Model):
-    """What was done that a host does not show. Each is written before it is done."""
+    """What was done that a host does not show. Each is written before it is done, but for frozen."""
 
-    requested: Time | None = None
-    """When libvirt was seen to be migrating, or was known to have been asked to."""
     aborted: Time | None = None
     """When libvirt was asked to stop."""
     frozen: Time | None = None
     """When the source's CPUs were stopped because both hosts ran the VM."""
+    ended_source: Time | None = None
+    """When the source's process, which had not run since the switchover, was ended for the target to go on."""
     force_completed: Time | None = None
     """When the source's CPUs were stopped for the copy to catch up."""
     post_copy: Time | None = None
@@ -257,7 +257,7 @@ class VirtualMachineMigrationStatus(Model):
     cost: CostStatus | None = None
     """What the attempt cost."""
     start_time: Time | None = None
-    """When libvirt was asked to migrate."""
+    """When the migration was first seen to be under way."""
     completion_time: Time | None = None
     """When the attempt was seen to have ended."""
     last_message: Message | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a live migration is carried out: what a migration asks for, and what a Hypervisor gives those that do not ask."""
+"""What other kinds say of live migrations: a Hypervisor how they are carried out, a VM that it is in one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from homeostat.api.markers import Rule
-from homeostat.api.meta import Enabled, Integer, Model, Quantity, between
+from homeostat.api.meta import Enabled, HostName, Integer, Model, Quantity, Time, Word, between
 
 MULTIFD_COMPRESSION = ("Zlib", "Zstd")
 SWITCHING = ("PostCopy", "Auto")
@@ -109,3 +109,18 @@ class EffectivePolicy(Model):
     """Whether memory is encrypted on the way."""
     switchover: Literal["Automatic", "Confirmed"] = "Automatic"
     """Who lets the guest run on the target: libvirt, or the operator."""
+
+
+class MigrationInFlight(Model):
+    """The migration that the VM is in."""
+
+    name: HostName
+    """Name of the VirtualMachineMigration."""
+    uid: Word
+    """UID of that object."""
+    source: HostName
+    """Name of the Hypervisor that the VM leaves."""
+    target: HostName
+    """Name of the Hypervisor that the VM goes to."""
+    since: Time
+    """When it began."""

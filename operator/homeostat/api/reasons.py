@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from homeostat.api.reason import Reason
 from homeostat.api.reasons_hypervisor import HYPERVISOR
+from homeostat.api.reasons_migration import MIGRATION
 from homeostat.api.reasons_vm import VM
 
-__all__ = ["HYPERVISOR", "OTHER", "VM", "Reason"]
+__all__ = ["HYPERVISOR", "MIGRATION", "OTHER", "VM", "Reason"]
 
 OTHER = {
     "NotStalled": "Nothing waits for a change of the spec.",
@@ -16,6 +17,8 @@ OTHER = {
     "SpecChanged": "The running process differs from the spec; the message lists the differences.",
     "NoChange": "The running process has everything that the spec says.",
     "NoConflict": "No other domain has this VM's UUID or name.",
+    "NotAmbiguous": "What was seen on both hosts names an owner of the VM, or may still do so by itself.",
+    "NotQueued": "No other migration is waited for.",
     "AgentDisabled": "spec.guestAgent is Disabled.",
     "NotRunning": "There is no running guest to have an agent.",
     "NotSeen": "The channel was not looked at yet.",

@@ -28,6 +28,7 @@ from homeostat.api.meta import (
     between,
     name_fits,
 )
+from homeostat.api.migration_policy import MigrationInFlight
 
 DeviceName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 Mac = Annotated[str, Field(min_length=17, max_length=17, pattern=MAC_PATTERN)]
@@ -428,21 +429,6 @@ class StartFailures(Model):
     """When the last one failed."""
     retry_time: Time | None = None
     """When the next one is due."""
-
-
-class MigrationInFlight(Model):
-    """The migration that the VM is in."""
-
-    name: HostName
-    """Name of the VirtualMachineMigration."""
-    uid: Word
-    """UID of that object."""
-    source: HostName
-    """Name of the Hypervisor that the VM leaves."""
-    target: HostName
-    """Name of the Hypervisor that the VM goes to."""
-    since: Time
-    """When it began."""
 
 
 class VirtualMachineStatus(Model):

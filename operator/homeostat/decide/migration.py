@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The next step of a migration that has been written down: one action, or none and why.
+
+What libvirt's call returned or raised decides nothing. Both hosts are looked at, the pair of answers names a row of
+homeostat.decide.migration_table, and the row names what is done. The source is to be looked at before the target: a
+target that has nothing after the source was seen without a job will not get it any more.
+
+Nothing is done to a side that is unknown. What ends a process or removes a definition waits until the same pair has
+been seen for the grace period, and for both sides to have no job. While a migration is in flight (`in_flight`), the
+decision about its VM does nothing to a host: no start, no stop, no definition, no change of its candidates but to add
+the target (`candidates_of`), without which no migration is begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from homeostat.api import actions as act
+from homeostat.api import reasons
+from homeostat.api.meta import condition
+from homeostat.api.migration import IntentStatus, MarksStatus, VirtualMachineMigration
+from homeostat.api.observed import Unknown
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide.migration_policy import WAIT, Advice
+from homeostat.decide.migration_table import (
+    WITHOUT_PROCESS,
+    Row,
+    Seen,
+    Side,
+    evidence,
+    job,
+    kind,
+    row_of,
+)
+from homeostat.decide.view import Say
+
+LOOK_SECONDS = 2.0
+RESUME_POSTCOPY_SECONDS = 30.0
+ASK_AGAIN_SECONDS = 10.0
+AT_ONCE = ("11", "11b", "11c")
+"""Rows that are Ambiguous at once: both hosts have run the VM."""
+TOO_LATE = ("SwitchingOver", "Confirming", "PostCopying", "PostCopyInterrupted")
+BROKEN_HALVES = ("postcopy", "postcopy-failed", "running-postcopy", "running-postcopy-failed")
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """What the call that migrates said in the end. `refused`: libvirt's words say that nothing was begun."""
+
+    message: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationView:
+    """All that is known when a migration with an intent is decided on.
+
+    `since` is when this pair of observations was first seen (`first_seen`); `fresh` says that both hosts were asked
+    after the object was read. `calling`: the call that migrates has not returned yet in this process; `ended` what it
+    said. `listed`: the target is among the VM's recorded candidates. `vm_stops` says why the VM is not to run any more,
+    if so. `advice` is what the policy makes of the progress; `request` what to call libvirt with.
+    """
+
+    source: Side
+    target: Side
+    since: datetime
+    now: datetime
+    grace: float
+    request: act.Migrate
+    fresh: bool = True
+    calling: bool = False
+    ended: CallEnded | None = None
+    listed: bool = True
+    vm_stops: str = ""
+    advice: Advice = WAIT
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationDecision:
+    """What to report (a row of reasons.MIGRATION), the one action to perform, when to look again (seconds).
+
+    `marks` are written before the action is performed, except before a source is frozen, which waits for nothing.
+    `look`: nothing may be done before both hosts were asked.
+    """
+
+    say: Say
+    row: Row
+    evidence: str
+    action: act.MigrationAction | None = None
+    marks: MarksStatus | None = None
+    ambiguous: bool = False
+    look: bool = False
+    requeue_after: float | None = LOOK_SECONDS
+
+    @property
+    def finished(self) -> bool:
+        """Whether the attempt has ended."""
+        return reasons.MIGRATION[self.say.reason].ready != "Unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A migration, its intent, what is known, and the row that fits."""
+
+    migration: VirtualMachineMigration
+    intent: IntentStatus
+    view: MigrationView
+    row: Row
+    evidence: str
+
+    @property
+    def marks(self) -> MarksStatus:
+        """What was done so far that a host does not show."""
+        return self.migration.status.marks or MarksStatus()
+
+    @property
+    def stop(self) -> str:
+        """Why the migration is to be stopped; "" when it is not."""
+        if self.migration.metadata.deletion_timestamp is not None:
+            return "the migration is being deleted"
+        return "spec.abort is Requested" if self.migration.spec.abort else self.view.vm_stops
+
+    @property
+    def settled(self) -> bool:
+        """Whether the same pair has been seen for the grace period."""
+        return self.view.now - self.view.since >= timedelta(seconds=self.view.grace)
+
+    @property
+    def idle(self) -> bool:
+        """Whether neither side has a job."""
+        return job(self.view.source) == job(self.view.target) == "-"
+
+
+def decide(migration: VirtualMachineMigration, intent: IntentStatus, view: MigrationView) -> MigrationDecision:
+    """The next step. The same observations at the same time always give the same one."""
+    confirmed, locks = intent.started_paused == "Enabled", intent.locks == "Effective"
+    row = row_of(view.source, view.target, confirmed=confirmed, locks=locks)
+    case = Case(migration, intent, view, row, evidence(intent.attempt, view.source, view.target))
+    decision = _EFFECTS[row.effect](case)
+    return _look_first(case) if decision.action is not None and not view.fresh else decision
+
+
+def first_seen(migration: VirtualMachineMigration, source: Side, target: Side, now: datetime) -> datetime:
+    """Since when this pair of observations has been seen, by status; now, if it is new."""
+    seen, intent = migration.status.decision, migration.status.intent
+    if seen is None or intent is None or seen.evidence != evidence(intent.attempt, source, target):
+        return now
+    return seen.since
+
+
+def in_flight(migrations: Iterable[VirtualMachineMigration], vm: VirtualMachine) -> VirtualMachineMigration | None:
+    """The migration that alone may touch the VM's domain now, on either host; None when there is none.
+
+    One that is being deleted counts until it has ended, an Ambiguous one until it is resolved.
+    """
+    return next((each for each in migrations if _is_of(each, vm) and each.status.intent and not ended(each)), None)
+
+
+def candidates_of(migrations: Iterable[VirtualMachineMigration], vm: VirtualMachine) -> tuple[tuple[str, str], ...]:
+    """(Hypervisor, host UUID) of each host where a migration in flight may have brought the VM."""
+    found = in_flight(migrations, vm)
+    intent = found.status.intent if found else None
+    return ((intent.source, intent.source_uuid), (intent.target, intent.target_uuid)) if intent else ()
+
+
+def ended(migration: VirtualMachineMigration) -> bool:
+    """Whether status says that the attempt is over."""
+    finished = condition(migration.status.conditions, "Finished")
+    return finished is not None and finished.status == "True"
+
+
+def _is_of(migration: VirtualMachineMigration, vm: VirtualMachine) -> bool:
+    return (migration.metadata.namespace, migration.spec.vm_ref.name) == (vm.metadata.namespace, vm.metadata.name)
+
+
+# Waiting
+# -----------------------------------------------------------------------------------------------------------
+
+
+def _say(case: Case, reason: str, detail: str = "", **fields: object) -> MigrationDecision:
+    return MigrationDecision(Say(reason, detail), case.row, case.evidence, **fields)  # type: ignore[arg-type]
+
+
+def _look_first(case: Case) -> MigrationDecision:
+    return _say(case, case.row.reason, look=True, requeue_after=0.0)
+
+
+def _wait(case: Case) -> MigrationDecision:
+    """Nothing can be done; who asked to stop is told so."""
+    late = case.stop and case.row.reason in TOO_LATE
+    return _say(case, case.row.reason, f"{case.stop}, and it can no longer be stopped" if late else "")
+
+
+def _guide(case: Case) -> MigrationDecision:
+    """The source runs and copies: the one place where it can be stopped."""
+    if case.stop:
+        return _abort(case, case.stop)
+    advice, source = case.view.advice, case.intent.source
+    match advice.step:
+        case "Abort":
+            return _abort(case, advice.detail, timed_out=advice.time_out)
+        case "SetMaxDowntime":
+            return _say(
+                case, "Copying", action=act.SetMaxDowntime(source, case.intent.domain_uuid, advice.milliseconds)
+            )
+        case "PostCopy":
+            return _step(case, act.StartPostCopy(source, case.intent.domain_uuid), "post_copy")
+        case "Suspend":
+            return _step(case, act.Suspend(source, case.intent.domain_uuid), "force_completed")
+        case _:
+            return _say(case, "Copying", advice.detail)
+
+
+def _step(case: Case, action: act.MigrationAction, mark: str) -> MigrationDecision:
+    marks = case.marks.model_copy(update={mark: case.view.now, "timed_out": case.view.advice.time_out or None})
+    return _say(case, "Copying", case.view.advice.detail, action=action, marks=marks)
+
+
+def _abort(case: Case, why: str, *, timed_out: str = "") -> MigrationDecision:
+    asked = case.marks.aborted
+    if asked is not None and (left := ASK_AGAIN_SECONDS - (case.view.now - asked).total_seconds()) > 0:
+        return _say(case, "Aborting", why, requeue_after=min(left, LOOK_SECONDS))
+    update = {"aborted": case.view.now, "timed_out": timed_out or case.marks.timed_out}
+    action = act.AbortMigration(case.intent.source, case.intent.domain_uuid)
+    return _say(case, "Aborting", why, action=action, marks=case.marks.model_copy(update=update))
+
+
+# Acting
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _after_grace(case: Case, reason: str, action: act.MigrationAction) -> MigrationDecision:
+    """End or remove something: only when the same was seen for the grace period, and no job is left."""
+    left = case.view.grace - (case.view.now - case.view.since).total_seconds()
+    if left > 0 or not case.idle:
+        return _say(case, reason, requeue_after=max(min(left, LOOK_SECONDS), 0.05))
+    return _say(case, reason, action=action, requeue_after=0.0)
+
+
+def _seen_twice(case: Case, reason: str, action: act.MigrationAction) -> MigrationDecision:
+    """Let CPUs run: only when the same was seen before, so that the target was looked at after the source."""
+    if case.view.since >= case.view.now:
+        return _say(case, reason, requeue_after=1.0)
+    return _say(case, reason, action=action, requeue_after=0.0)
+
+
+def _settle(case: Case) -> MigrationDecision:
+    target, source, uuid = case.view.target, case.view.source, case.intent.domain_uuid
+    if isinstance(target, Seen) and not target.persistent:
+        return _say(case, "Arrived", action=act.PersistTarget(case.intent.target, uuid), requeue_after=0.0)
+    if isinstance(source, Seen):
+        return _after_grace(case, "Arrived", act.UndefineStale(case.intent.source, uuid))
+    return _say(case, "Migrated", requeue_after=None)
+
+
+def _roll_back(case: Case) -> MigrationDecision:
+    """The source runs and nothing is under way: not begun yet, or it came to nothing."""
+    if isinstance(case.view.target, Seen):
+        return _after_grace(case, "NotMoved", act.UndefineStale(case.intent.target, case.intent.domain_uuid))
+    if case.view.calling:
+        return _say(case, "Preparing")
+    if not case.stop and case.view.ended is None and case.migration.status.start_time is None:
+        return _begin(case)
+    return _came_to_nothing(case)
+
+
+def _begin(case: Case) -> MigrationDecision:
+    """Call libvirt. Calling twice is harmless: libvirt refuses a second migration of a domain that is in one."""
+    if kind(case.view.target) == "out":
+        return _say(case, "TargetUnreachable", f"Hypervisor {case.intent.target} is out of service", requeue_after=None)
+    if not case.view.listed:
+        return _say(case, "Preparing", f"Hypervisor {case.intent.target} is being recorded as a candidate of the VM")
+    return _say(case, "Preparing", action=case.view.request, requeue_after=1.0)
+
+
+def _came_to_nothing(case: Case) -> MigrationDecision:
+    """Say why, once no call that is still on its way can begin it after all."""
+    call = case.view.ended
+    begun = case.migration.status.start_time is not None
+    if not (begun or case.settled or (call is not None and call.refused)):
+        return _say(case, "NotMoved")
+    if case.marks.timed_out:
+        return _say(case, "TimedOut", f"the {case.marks.timed_out.lower()} time-out has passed", requeue_after=None)
+    if case.stop:
+        return _say(case, "Aborted", case.stop, requeue_after=None)
+    words = call.message if call else case.migration.status.last_message or ""
+    return _say(
+        case, "RolledBack" if begun else "Refused", f"libvirt said: {words}" if words else "", requeue_after=None
+    )
+
+
+def _end_source(case: Case) -> MigrationDecision:
+    decision = _after_grace(case, case.row.reason, act.DestroyStale(case.intent.source, case.intent.domain_uuid))
+    if decision.action is None:
+        return decision
+    return replace(decision, marks=case.marks.model_copy(update={"ended_source": case.view.now}))
+
+
+def _end_target(case: Case) -> MigrationDecision:
+    return _after_grace(case, case.row.reason, act.DestroyStale(case.intent.target, case.intent.domain_uuid))
+
+
+def _resume_source(case: Case) -> MigrationDecision:
+    return _seen_twice(case, "Resuming", act.Resume(case.intent.source, case.intent.domain_uuid))
+
+
+def _resume_source_if_ours(case: Case) -> MigrationDecision:
+    kept = case.marks.resolved is not None and case.marks.resolved.keep == "KeepSource"
+    if kept or case.marks.frozen or case.marks.force_completed:
+        return _resume_source(case)
+    return _came_to_nothing(case)
+
+
+def _resume_target(case: Case) -> MigrationDecision:
+    return _seen_twice(case, "Resuming", act.Resume(case.intent.target, case.intent.domain_uuid))
+
+
+def _resume_target_if_ours(case: Case) -> MigrationDecision:
+    """A source that we ended had not run since the switchover; one that went off by itself may have."""
+    return _resume_target(case) if case.marks.ended_source and kind(case.view.source) == "off" else _ask(case)
+
+
+def _resume_post_copy(case: Case) -> MigrationDecision:
+    if kind(case.view.source) != "postcopy-failed" or case.view.calling:
+        return _say(case, "PostCopyInterrupted")
+    action = act.ResumePostCopy(case.view.request)
+    return _say(case, "PostCopyInterrupted", action=action, requeue_after=RESUME_POSTCOPY_SECONDS)
+
+
+def _down(case: Case) -> MigrationDecision:
+    if case.view.since >= case.view.now:
+        return _say(case, "RollingBack", requeue_after=1.0)
+    return _say(case, "VMDown", requeue_after=None)
+
+
+def _ended(case: Case) -> MigrationDecision:
+    if isinstance(case.view.source, Seen) and isinstance(case.view.target, Seen):
+        return _after_grace(case, "ArrivedThenOff", act.UndefineStale(case.intent.source, case.intent.domain_uuid))
+    return _say(case, "MigratedThenOff", requeue_after=None)
+
+
+# What a person decides
+# ----------------------------------------------------------------------------------------------
+
+
+def _freeze(case: Case) -> MigrationDecision:
+    """Both run: stop one at once, which harms nothing, and end neither."""
+    if kind(case.view.source) not in ("running", "arrived"):
+        return _ask(case)
+    action = act.Suspend(case.intent.source, case.intent.domain_uuid)
+    marks = case.marks.model_copy(update={"frozen": case.view.now})
+    return _say(case, "SplitBrain", _pair(case), action=action, marks=marks, ambiguous=True, requeue_after=0.0)
+
+
+def _doubt(case: Case) -> MigrationDecision:
+    """The target is unknown. A call that was refused, with no job ever seen, has not brought anything there."""
+    call = case.view.ended
+    if case.migration.status.start_time is None and call is not None and call.refused and case.settled:
+        return _say(case, "TargetUnreachable", f"libvirt said: {call.message}", requeue_after=None)
+    return _ask(case) if case.row.number == "12b" else _wait(case)
+
+
+def _ask(case: Case) -> MigrationDecision:
+    """Ambiguous, unless it passes within the grace period; or what spec.resolve says."""
+    if case.row.number not in AT_ONCE and not case.settled:
+        return _say(case, "Undecided", _pair(case))
+    answer, accepted = case.migration.spec.resolve, case.marks.resolved
+    if answer is None:
+        return _say(case, case.row.reason, _pair(case), ambiguous=True)
+    if answer == accepted:
+        return _as_told(case, answer.keep)
+    if answer.evidence != case.evidence:
+        detail = f"spec.resolve answers evidence {answer.evidence}, which is no longer what is seen; {_pair(case)}"
+        return _say(case, case.row.reason, detail, ambiguous=True)
+    marks = case.marks.model_copy(update={"resolved": answer})
+    return _say(case, "Resolving", f"spec.resolve is {answer.keep}", marks=marks, ambiguous=True, requeue_after=0.0)
+
+
+def _pair(case: Case) -> str:
+    view, intent = case.view, case.intent
+    return (
+        f"source {intent.source}: {described(view.source)}; target {intent.target}: {described(view.target)};"
+        f" evidence {case.evidence}"
+    )
+
+
+def described(side: Side) -> str:
+    """One side's observation in words, without times."""
+    if isinstance(side, Unknown):
+        return f"Unknown ({side.reason})"
+    if not isinstance(side, Seen):
+        return kind(side)
+    job_ = f", job {side.job}" if side.job else ""
+    return f"{side.state}/{side.reason}{job_}{'' if side.persistent else ', transient'}"
+
+
+def _as_told(case: Case, keep: str) -> MigrationDecision:
+    """Drop the copy that is not to be kept, then let the other one's CPUs run. Nothing is done to an unknown side."""
+    view, intent = case.view, case.intent
+    kept, dropped = (view.source, view.target) if keep == "KeepSource" else (view.target, view.source)
+    here, there = (intent.source, intent.target) if keep == "KeepSource" else (intent.target, intent.source)
+    if isinstance(kept, Unknown):
+        return _say(case, case.row.reason, f"spec.resolve is {keep}, and that host cannot be asked", ambiguous=True)
+    if isinstance(dropped, Seen):
+        return _drop(case, dropped, there)
+    if kind(kept) in ("held", "starting", "paused", "stuck"):
+        return _told(case, act.Resume(here, intent.domain_uuid))
+    if kind(kept) in BROKEN_HALVES:
+        return _told(case, act.DestroyStale(here, intent.domain_uuid))
+    if isinstance(dropped, Unknown):
+        return _say(case, "TargetUnknown" if keep == "KeepSource" else "SourceUnknown", f"spec.resolve is {keep}")
+    return _say(case, case.row.reason, _pair(case), ambiguous=True)
+
+
+def _drop(case: Case, side: Seen, host: str) -> MigrationDecision:
+    remove = act.UndefineStale if kind(side) in WITHOUT_PROCESS else act.DestroyStale
+    return _told(case, remove(host, case.intent.domain_uuid))
+
+
+def _told(case: Case, action: act.MigrationAction) -> MigrationDecision:
+    """A person's answer still waits for the grace period, and for jobs other than those of a broken post-copy."""
+    if not case.settled or not (case.idle or case.row.reason == "MemoryLost"):
+        return _say(case, "Resolving", _pair(case), ambiguous=True)
+    return _say(case, "Resolving", action=action, ambiguous=True, requeue_after=0.0)
+
+
+_EFFECTS: dict[str, Callable[[Case], MigrationDecision]] = {
+    "wait": _wait,
+    "guide": _guide,
+    "settle": _settle,
+    "roll back": _roll_back,
+    "end source": _end_source,
+    "resume source": _resume_source,
+    "resume source if ours": _resume_source_if_ours,
+    "freeze": _freeze,
+    "end target": _end_target,
+    "resume target": _resume_target,
+    "resume target if ours": _resume_target_if_ours,
+    "resume post-copy": _resume_post_copy,
+    "down": _down,
+    "ended": _ended,
+    "doubt": _doubt,
+    "ask": _ask,
+}

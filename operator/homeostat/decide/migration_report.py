@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of a migration: its status, made anew from the decision and what was seen; and a side from an answer."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Literal, cast
+
+from homeostat.api import reasons
+from homeostat.api.meta import Condition, set_condition
+from homeostat.api.migration import (
+    CostStatus,
+    DecisionStatus,
+    ObservationStatus,
+    ProgressStatus,
+    VirtualMachineMigration,
+    VirtualMachineMigrationStatus,
+)
+from homeostat.api.observed import ACTIVE_STATES, Absent, Answer, Present, Unknown
+from homeostat.decide.migration import MigrationDecision, MigrationView
+from homeostat.decide.migration_policy import MIB, Progress
+from homeostat.decide.migration_table import OutOfService, Seen, Side, kind
+from homeostat.decide.view import Say
+
+Truth = Literal["True", "False", "Unknown"]
+RECORD_LOST = "RecordLost"
+NOT_BEGUN = ("5", "12", "12b", "15", "26", "26b", "28")
+"""Rows that are also seen when libvirt was not asked yet."""
+
+
+def side_of(
+    answer: Answer, job: str | None, old: ObservationStatus | None, *, released: bool, cpus: bool | None = None
+) -> Side:
+    """One host's side, from its answer and its job (Out, In, Other, Unknown, None).
+
+    `old` is what status says of this side: it tells whether a process was the last that was seen of a domain that is
+    off and that libvirt gives no reason for. `released`: the host is declared out of service, and silent since.
+    """
+    match answer:
+        case Present(domain=domain):
+            lost = domain.state == "Shutoff" and domain.reason in ("Unknown", "Failed") and _had_process(old)
+            return Seen(domain.state, domain.reason, job, domain.persistent, lost, cpus)
+        case Absent():
+            return answer
+        case Unknown():
+            return OutOfService() if released else answer
+
+
+def _had_process(old: ObservationStatus | None) -> bool:
+    return old is not None and (old.state in ACTIVE_STATES or old.reason == RECORD_LOST)
+
+
+def status(
+    migration: VirtualMachineMigration, view: MigrationView, decision: MigrationDecision
+) -> VirtualMachineMigrationStatus:
+    """The whole status of a migration with an intent, but for progress and cost, which are kept as they are."""
+    old, now, row = migration.status, view.now, reasons.MIGRATION[decision.say.reason]
+    marks = decision.marks or old.marks
+    begun = old.start_time or (now if decision.row.number not in NOT_BEGUN else None)
+    return old.model_copy(
+        update={
+            "observed_generation": migration.metadata.generation,
+            "phase": row.state,
+            "reason": decision.say.reason,
+            "since": old.since if old.since and (old.phase, old.reason) == (row.state, decision.say.reason) else now,
+            "source": old.intent.source if old.intent else old.source,
+            "target": old.intent.target if old.intent else old.target,
+            "marks": marks,
+            "decision": _decision(migration, view, decision),
+            "start_time": begun,
+            "completion_time": old.completion_time or (now if decision.finished else None),
+            "last_message": view.ended.message if view.ended else old.last_message,
+            "cost": _cost(old, now, begun) if decision.finished else old.cost,
+            "conditions": conditions(migration, decision.say, now, ambiguous=decision.ambiguous),
+        }
+    )
+
+
+def planned(migration: VirtualMachineMigration, say: Say, now: datetime) -> VirtualMachineMigrationStatus:
+    """The whole status of a migration that has no intent yet, or will have none."""
+    old, row = migration.status, reasons.MIGRATION[say.reason]
+    return old.model_copy(
+        update={
+            "observed_generation": migration.metadata.generation,
+            "phase": row.state,
+            "reason": say.reason,
+            "since": old.since if old.since and (old.phase, old.reason) == (row.state, say.reason) else now,
+            "completion_time": old.completion_time or (now if row.ready != "Unknown" else None),
+            "conditions": conditions(migration, say, now),
+        }
+    )
+
+
+def progress(progress: Progress) -> ProgressStatus:
+    """What is shown of a copy under way."""
+    done = 100 - min(100, -(-100 * progress.remaining // progress.size)) if progress.size else 0
+    return ProgressStatus(
+        percent=done,
+        remaining_mib=progress.remaining // MIB,
+        dirty_mib_per_second=progress.dirty_rate // MIB,
+        bandwidth_mib_per_second=progress.bandwidth // MIB,
+        downtime_limit_milliseconds=progress.downtime_limit_ms,
+        iteration=progress.iteration,
+        elapsed_seconds=int(progress.elapsed),
+    )
+
+
+def expiry(migration: VirtualMachineMigration) -> datetime | None:
+    """When the object may be deleted: its ttl after the end; None for one that has not ended, or is being deleted."""
+    ended = migration.status.completion_time
+    if ended is None or migration.metadata.deletion_timestamp is not None:
+        return None
+    return ended + timedelta(seconds=migration.spec.ttl_seconds_after_finished)
+
+
+def _decision(migration: VirtualMachineMigration, view: MigrationView, decision: MigrationDecision) -> DecisionStatus:
+    old = migration.status.decision
+    return DecisionStatus.model_validate(
+        {
+            "row": decision.row.number,
+            "owner": decision.row.owner,
+            "since": view.since,
+            "evidence": decision.evidence,
+            "source": _observation(view.source, old.source if old else None, view.now),
+            "target": _observation(view.target, old.target if old else None, view.now),
+        }
+    )
+
+
+def _observation(side: Side, old: ObservationStatus | None, now: datetime) -> ObservationStatus:
+    """A side as it is written down; what a host that cannot be asked showed last stays, for `side_of` to read."""
+    if isinstance(side, Seen):
+        new = ObservationStatus(
+            answer="Present",
+            state=side.state,
+            reason=RECORD_LOST if side.lost else side.reason,
+            job=side.job or "None",
+            definition="Persistent" if side.persistent else "Transient",
+            since=now,
+        )
+    else:
+        names = {"absent": "Absent", "out": "OutOfService", "unknown": "Unknown"}
+        kept = {} if isinstance(side, Absent) or old is None else {"state": old.state, "reason": old.reason}
+        new = ObservationStatus.model_validate({"answer": names[kind(side)], "since": now, **kept})
+    same = old is not None and old.model_copy(update={"since": now}) == new
+    return old if same and old is not None else new
+
+
+def _cost(old: VirtualMachineMigrationStatus, now: datetime, begun: datetime | None) -> CostStatus | None:
+    if begun is None or old.completion_time is not None:
+        return old.cost
+    return (old.cost or CostStatus()).model_copy(update={"total_seconds": int((now - begun).total_seconds())})
+
+
+def conditions(
+    migration: VirtualMachineMigration, say: Say, now: datetime, *, ambiguous: bool = False
+) -> tuple[Condition, ...]:
+    """Finished, Succeeded, Ambiguous and Queued."""
+    row, generation, rows = reasons.MIGRATION[say.reason], migration.metadata.generation, migration.status.conditions
+    text, finished, queued = row.sentence(say.detail), row.ready != "Unknown", say.reason == "Queued"
+    for kind_, value in (
+        ("Finished", "True" if finished else "False"),
+        ("Succeeded", row.ready),
+        ("Ambiguous", "True" if ambiguous else "False"),
+        ("Queued", "True" if queued else "False"),
+    ):
+        told = kind_ in ("Finished", "Succeeded") or value == "True"
+        reason, message = (say.reason, text) if told else ("NotAmbiguous" if kind_ == "Ambiguous" else "NotQueued", "")
+        rows = set_condition(rows, kind_, cast(Truth, value), reason, message or reasons.OTHER[reason], generation, now)
+    return rows

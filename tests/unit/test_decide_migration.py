@@ -1,0 +1,449 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decisions of a migration: what is done about each pair, and what is never done, whatever is seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from homeostat.api import actions as act
+from homeostat.api import reasons
+from homeostat.api.migration import VirtualMachineMigration
+from homeostat.api.observed import Absent, Domain, Present, Unknown
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import migration_report as report
+from homeostat.decide.migration import (
+    CallEnded,
+    MigrationDecision,
+    MigrationView,
+    candidates_of,
+    decide,
+    ended,
+    first_seen,
+    in_flight,
+)
+from homeostat.decide.migration_policy import Advice
+from homeostat.decide.migration_table import WITHOUT_PROCESS, OutOfService, Seen, Side, evidence, job, kind
+from tests.unit.migrations import (
+    ARRIVED,
+    CANCELED,
+    COPIES,
+    DARK,
+    GONE,
+    GRACE,
+    HELD,
+    INCOMING,
+    NOW,
+    OFF,
+    OUT,
+    PAUSED,
+    REQUEST,
+    RUNS,
+    SWITCHES,
+    UID,
+    UUIDS,
+    intent_of,
+    migration,
+    seen,
+    view,
+)
+from tests.unit.test_decide_migration_table import SIDES
+
+SHORT, LONG = 1.0, GRACE + 1
+BEGUN = {"startTime": "2026-01-01T00:00:00Z"}
+CONFIRMED = {"startedPaused": "Enabled"}
+BROKEN, STRANDED = seen("Paused/PostcopyFailed", "Out"), seen("Running/PostcopyFailed", "In")
+
+
+def decided(of: VirtualMachineMigration, known: MigrationView) -> MigrationDecision:
+    return decide(of, intent_of(of), known)
+
+
+def shown(source: Side, target: Side, age: float = LONG, *, begun: bool = True, **fields: Any) -> MigrationDecision:
+    """Return the decision about a pair that has been seen for some time."""
+    return decided(migration(BEGUN if begun else None, fields.pop("intent", None)), view(source, target, age, **fields))
+
+
+# Beginning
+
+
+def test_libvirt_is_asked_when_the_target_is_on_record_and_has_nothing() -> None:
+    assert shown(RUNS, GONE, begun=False).action == REQUEST
+    assert shown(RUNS, GONE, begun=False, listed=False).action is None
+    assert shown(RUNS, GONE, begun=False, calling=True).action is None
+    assert shown(RUNS, OUT, begun=False).say.reason == "TargetUnreachable"
+
+
+def test_a_stale_definition_on_the_target_is_removed_before() -> None:
+    assert shown(RUNS, OFF, SHORT, begun=False).action is None
+    assert shown(RUNS, OFF, begun=False).action == act.UndefineStale("b", UID)
+
+
+def test_nothing_is_done_on_what_was_not_looked_at_now() -> None:
+    decision = shown(RUNS, GONE, begun=False, fresh=False)
+    assert decision.look
+    assert decision.action is None
+
+
+def test_a_call_that_was_refused_ends_it_at_once_and_any_other_after_the_grace() -> None:
+    refused = shown(RUNS, GONE, 0, begun=False, ended=CallEnded("no such host", refused=True))
+    assert (refused.say.reason, refused.finished) == ("Refused", True)
+    assert "no such host" in refused.say.detail
+    lost = CallEnded("client socket is closed")
+    assert not shown(RUNS, GONE, SHORT, begun=False, ended=lost).finished
+    assert shown(RUNS, GONE, begun=False, ended=lost).say.reason == "Refused"
+
+
+def test_an_attempt_is_made_once() -> None:
+    decision = shown(CANCELED, GONE, 0)
+    assert (decision.action, decision.say.reason) == (None, "RolledBack")
+
+
+def test_a_target_that_could_never_be_reached_ends_it_without_a_person() -> None:
+    refused = CallEnded("unable to connect", refused=True)
+    assert shown(RUNS, DARK, begun=False, ended=refused).say.reason == "TargetUnreachable"
+    assert shown(RUNS, DARK, begun=True, ended=refused).ambiguous
+
+
+# Stopping
+
+
+@pytest.mark.parametrize(
+    ("of", "known"),
+    [
+        (migration(abort="Requested"), {}),
+        (migration(meta={"deletionTimestamp": "2026-01-01T00:00:00Z"}), {}),
+        (migration(), {"vm_stops": "the VM is being deleted"}),
+    ],
+)
+def test_it_is_stopped_while_the_source_copies(of: VirtualMachineMigration, known: dict[str, Any]) -> None:
+    decision = decided(of, view(COPIES, INCOMING, **known))
+    assert (decision.say.reason, decision.action) == ("Aborting", act.AbortMigration("a", UID))
+    assert decision.marks is not None
+    asked = of.model_copy(update={"status": of.status.model_copy(update={"marks": decision.marks})})
+    assert decided(asked, view(COPIES, INCOMING, **known)).action is None
+    later = view(COPIES, INCOMING, **known, now=NOW + timedelta(seconds=11))
+    assert decided(asked, later).action == act.AbortMigration("a", UID)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(SWITCHES, INCOMING), (SWITCHES, ARRIVED), (seen("Paused/Postcopy", "Out"), seen("Running/Postcopy", "In"))],
+)
+def test_it_says_when_it_is_too_late_to_stop(source: Side, target: Side) -> None:
+    decision = decided(migration(abort="Requested"), view(source, target, LONG))
+    assert decision.action is None
+    assert "can no longer be stopped" in decision.say.detail
+
+
+def test_a_stopped_one_says_why_it_ended() -> None:
+    assert decided(migration(BEGUN, abort="Requested"), view(CANCELED, GONE)).say.reason == "Aborted"
+    timed_out = migration(BEGUN | {"marks": {"timedOut": "Completion"}})
+    assert decided(timed_out, view(CANCELED, GONE)).say.reason == "TimedOut"
+    unbegun = migration(abort="Requested")
+    assert not decided(unbegun, view(RUNS, GONE, SHORT)).finished  # a call that is still on its way may begin it
+    assert decided(unbegun, view(RUNS, GONE, LONG)).say.reason == "Aborted"
+
+
+def test_advice_is_taken_while_the_source_copies() -> None:
+    def advised(advice: Advice) -> MigrationDecision:
+        return shown(COPIES, INCOMING, advice=advice)
+
+    assert advised(Advice("SetMaxDowntime", milliseconds=100)).action == act.SetMaxDowntime("a", UID, 100)
+    switch = advised(Advice("PostCopy"))
+    assert switch.action == act.StartPostCopy("a", UID)
+    assert switch.marks is not None
+    assert switch.marks.post_copy == NOW
+    forced = advised(Advice("Suspend", time_out="Completion"))
+    assert forced.action == act.Suspend("a", UID)
+    assert forced.marks is not None
+    assert (forced.marks.force_completed, forced.marks.timed_out) == (NOW, "Completion")
+    assert advised(Advice("Abort", time_out="Progress")).action == act.AbortMigration("a", UID)
+
+
+# Arriving
+
+
+def test_it_has_arrived_when_the_source_has_nothing_left() -> None:
+    assert shown(GONE, ARRIVED, 0).say.reason == "Migrated"
+    assert shown(GONE, replace(ARRIVED, persistent=False)).action == act.PersistTarget("b", UID)
+    assert shown(seen("Shutoff/Migrated"), ARRIVED, SHORT).action is None
+    assert shown(seen("Shutoff/Migrated"), ARRIVED).action == act.UndefineStale("a", UID)
+    assert shown(GONE, seen("Running/Unpaused"), 0).say.reason == "Migrated"
+
+
+def test_a_lost_reply_ends_the_source_and_never_the_target() -> None:
+    assert shown(HELD, ARRIVED, SHORT).action is None
+    assert shown(HELD, ARRIVED).action == act.DestroyStale("a", UID)
+    assert shown(SWITCHES, ARRIVED).action is None  # libvirt has not given up
+    assert shown(OFF, ARRIVED).action == act.UndefineStale("a", UID)
+
+
+def test_a_target_that_ran_and_went_off_keeps_the_vm() -> None:
+    assert shown(HELD, seen("Shutoff/Unknown")).action == act.DestroyStale("a", UID)
+    assert shown(OFF, seen("Shutoff/Unknown")).action == act.UndefineStale("a", UID)
+    assert shown(GONE, seen("Shutoff/Shutdown")).say.reason == "MigratedThenOff"
+
+
+def test_the_source_goes_on_when_the_target_has_nothing() -> None:
+    assert shown(HELD, GONE, 0).action is None  # the target may have been looked at before the source
+    assert shown(HELD, GONE, SHORT).action == act.Resume("a", UID)
+    assert shown(HELD, OUT, SHORT).action == act.Resume("a", UID)
+
+
+def test_a_source_that_somebody_paused_is_left_alone() -> None:
+    assert shown(PAUSED, GONE).say.reason == "RolledBack"
+    for mark in ("frozen", "forceCompleted"):
+        ours = migration(BEGUN | {"marks": {mark: "2026-01-01T00:00:00Z"}})
+        assert decided(ours, view(PAUSED, GONE, SHORT)).action == act.Resume("a", UID)
+
+
+def test_confirmed_switchover_lets_the_target_run_when_the_source_is_gone() -> None:
+    assert shown(GONE, PAUSED, SHORT, intent=CONFIRMED).action == act.Resume("b", UID)
+    assert shown(CANCELED, PAUSED, SHORT, intent=CONFIRMED).action is None
+    assert shown(CANCELED, PAUSED, intent=CONFIRMED).action == act.DestroyStale("b", UID)
+
+
+def test_confirmed_switchover_never_revives_memory_that_may_be_older_than_the_disks() -> None:
+    """The source ran on after a lost reply, and then went off by itself."""
+    decision = shown(OFF, PAUSED, intent=CONFIRMED)
+    assert (decision.action, decision.ambiguous) == (None, True)
+    ours = migration(BEGUN | {"marks": {"endedSource": "2026-01-01T00:00:00Z"}}, CONFIRMED)
+    assert decided(ours, view(OFF, PAUSED, SHORT)).action == act.Resume("b", UID)
+
+
+def test_the_end_of_the_source_is_on_record_before_it_is_ended() -> None:
+    decision = shown(HELD, PAUSED, intent=CONFIRMED)
+    assert decision.action == act.DestroyStale("a", UID)
+    assert decision.marks is not None
+    assert decision.marks.ended_source == NOW
+
+
+def test_a_broken_post_copy_keeps_both_halves_and_goes_on() -> None:
+    assert shown(BROKEN, STRANDED).action == act.ResumePostCopy(REQUEST)
+    assert shown(BROKEN, STRANDED, calling=True).action is None
+    assert shown(BROKEN, seen("Running/Postcopy", "In")).action is None
+    assert shown(BROKEN, DARK).action is None
+    lost = shown(BROKEN, GONE)
+    assert (lost.action, lost.ambiguous, lost.say.reason) == (None, True, "MemoryLost")
+
+
+def test_a_vm_that_went_off_is_down_not_moved() -> None:
+    assert not shown(seen("Shutoff/Crashed"), GONE, 0).finished
+    assert shown(seen("Shutoff/Crashed"), GONE, SHORT).say.reason == "VMDown"
+    assert reasons.MIGRATION["VMDown"].ready == "False"
+
+
+# For a person
+
+
+def test_two_that_run_are_frozen_at_once_and_ended_never() -> None:
+    decision = shown(CANCELED, ARRIVED, 0)
+    assert (decision.action, decision.ambiguous) == (act.Suspend("a", UID), True)
+    frozen = shown(PAUSED, ARRIVED)
+    assert (frozen.action, frozen.ambiguous, frozen.say.reason) == (None, True, "SplitBrain")
+    assert frozen.evidence in frozen.say.detail
+
+
+@pytest.mark.parametrize(("source", "target"), [(HELD, DARK), (HELD, HELD), (CANCELED, DARK), (GONE, STRANDED)])
+def test_what_names_no_owner_is_ambiguous_when_it_lasts(source: Side, target: Side) -> None:
+    assert shown(source, target, SHORT).say.reason == "Undecided"
+    decision = shown(source, target)
+    assert (decision.ambiguous, decision.action, decision.finished) == (True, None, False)
+
+
+def answered(source: Side, target: Side, keep: str, *, accepted: bool = True, age: float = LONG) -> MigrationDecision:
+    """Return the decision when spec.resolve answers just what is seen."""
+    answer = {"keep": keep, "evidence": evidence("attempt", source, target)}
+    status = BEGUN | ({"marks": {"resolved": answer}} if accepted else {})
+    return decided(migration(status, resolve=answer), view(source, target, age))
+
+
+def test_an_answer_is_written_down_before_it_is_carried_out() -> None:
+    decision = answered(PAUSED, ARRIVED, "KeepTarget", accepted=False)
+    assert decision.action is None
+    assert decision.marks is not None
+    assert decision.marks.resolved is not None
+    assert answered(PAUSED, ARRIVED, "KeepTarget").action == act.DestroyStale("a", UID)
+    assert answered(PAUSED, ARRIVED, "KeepTarget", age=SHORT).action is None
+
+
+def test_an_answer_to_something_else_says_so() -> None:
+    stale = migration(BEGUN, resolve={"keep": "KeepSource", "evidence": "0" * 16})
+    decision = decided(stale, view(PAUSED, ARRIVED, LONG))
+    assert (decision.action, decision.marks, decision.ambiguous) == (None, None, True)
+    assert "no longer what is seen" in decision.say.detail
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "keep", "action"),
+    [
+        (PAUSED, ARRIVED, "KeepSource", act.DestroyStale("b", UID)),
+        (PAUSED, OFF, "KeepSource", act.UndefineStale("b", UID)),
+        (HELD, DARK, "KeepSource", act.Resume("a", UID)),
+        (HELD, DARK, "KeepTarget", None),
+        (CANCELED, DARK, "KeepSource", None),
+        (HELD, HELD, "KeepTarget", act.DestroyStale("a", UID)),
+        (GONE, HELD, "KeepTarget", act.Resume("b", UID)),
+        (GONE, STRANDED, "KeepTarget", act.DestroyStale("b", UID)),
+        (GONE, STRANDED, "KeepSource", act.DestroyStale("b", UID)),
+        (BROKEN, GONE, "KeepSource", act.DestroyStale("a", UID)),
+        (RUNS, seen("Shutoff/Unknown", lost=True), "KeepSource", act.UndefineStale("b", UID)),
+    ],
+)
+def test_an_answer_is_carried_out(source: Side, target: Side, keep: str, action: object) -> None:
+    assert answered(source, target, keep).action == action
+
+
+def test_a_whole_answer_ends_with_one_copy() -> None:
+    """What follows each step is shown to the next decision, as the hosts would show it."""
+    first = {"keep": "KeepSource", "evidence": evidence("attempt", PAUSED, ARRIVED)}
+    of = migration(BEGUN | {"marks": {"resolved": first}}, resolve=first)
+    steps = [decided(of, view(PAUSED, target, LONG)).action for target in (ARRIVED, OFF, GONE)]
+    assert steps == [act.DestroyStale("b", UID), act.UndefineStale("b", UID), act.Resume("a", UID)]
+    assert decided(of, view(seen("Running/Unpaused"), GONE)).say.reason == "RolledBack"
+
+
+# Whatever is seen
+
+ANY = st.sampled_from(SIDES)
+FLAG = st.booleans()
+AGES = st.sampled_from([0.0, SHORT, LONG, 1000.0])
+ENDS = (act.DestroyStale, act.UndefineStale)
+
+
+@st.composite
+def anything(draw: st.DrawFn) -> tuple[VirtualMachineMigration, MigrationView]:
+    """A migration without an answer, and a view of it."""
+    marks = {name: "2026-01-01T00:00:00Z" for name in ("aborted", "forceCompleted", "frozen") if draw(FLAG)}
+    confirmed = CONFIRMED if draw(FLAG) else {}
+    locks = {"locks": "Effective"} if draw(FLAG) else {}
+    spec: dict[str, Any] = {"abort": "Requested"} if draw(FLAG) else {}
+    of = migration((BEGUN if draw(FLAG) else {}) | {"marks": marks}, confirmed | locks, **spec)
+    advice = draw(st.sampled_from([Advice(step) for step in ("Wait", "Abort", "PostCopy", "Suspend")]))
+    call = draw(st.sampled_from([None, CallEnded("lost"), CallEnded("no", refused=True)]))
+    known = view(draw(ANY), draw(ANY), draw(AGES), advice=advice, ended=call, calling=draw(FLAG))
+    return of, known
+
+
+def side_on(known: MigrationView, host: str) -> Side:
+    return known.source if host == "a" else known.target
+
+
+@settings(max_examples=1500)
+@given(anything())
+def test_nothing_forbidden_is_ever_done(case: tuple[VirtualMachineMigration, MigrationView]) -> None:
+    of, known = case
+    decision = decided(of, known)
+    action, age = decision.action, (known.now - known.since).total_seconds()
+    assert decided(of, known) == decision
+    assert decision.say.reason in reasons.MIGRATION
+    assert not (decision.finished and (action or decision.ambiguous))
+    if action is None:
+        return
+    host = action.request.host if isinstance(action, act.ResumePostCopy) else action.host
+    assert isinstance(side_on(known, host), Seen), "never on a side that is unknown or has nothing"
+    if isinstance(action, ENDS):
+        assert age >= GRACE
+        assert isinstance(known.source, Seen) or isinstance(known.target, Seen)
+        other = side_on(known, "b" if host == "a" else "a")
+        assert not isinstance(other, Unknown)
+        assert decision.row.owner != {"a": "Source", "b": "Target"}[host]
+    if isinstance(action, act.UndefineStale):
+        assert kind(side_on(known, host)) in WITHOUT_PROCESS
+    if isinstance(action, act.Resume):
+        assert age > 0
+    if isinstance(action, act.Resume) and host == "a":
+        assert kind(known.source) in ("held", "paused", "stuck")
+        assert isinstance(known.target, Absent | OutOfService)
+    if not (job(known.source) == job(known.target) == "-"):
+        tuning = act.AbortMigration | act.StartPostCopy | act.SetMaxDowntime | act.ResumePostCopy
+        assert isinstance(action, tuning) or (isinstance(action, act.Suspend) and job(known.source) == "Out")
+    if isinstance(action, act.Migrate):
+        assert isinstance(known.target, Absent)
+        assert of.status.start_time is None
+
+
+@settings(max_examples=500)
+@given(ANY, ANY, st.sampled_from(["KeepSource", "KeepTarget"]), AGES)
+def test_an_answer_never_touches_an_unknown_side_or_hurries(source: Side, target: Side, keep: str, age: float) -> None:
+    decision = answered(source, target, keep, age=age)
+    action = decision.action
+    if action is None or not isinstance(action, ENDS):
+        return
+    assert age >= GRACE
+    assert isinstance(source if action.host == "a" else target, Seen)
+    if decision.ambiguous:
+        assert not isinstance(source if keep == "KeepSource" else target, Unknown)
+
+
+# What is said
+
+
+def test_the_time_of_a_pair_survives_the_operator_and_ends_with_the_pair() -> None:
+    of = migration(BEGUN)
+    known = view(HELD, ARRIVED, 0)
+    written = report.status(of, known, decided(of, known))
+    again = of.model_copy(update={"status": written})
+    later = NOW + timedelta(seconds=30)
+    assert first_seen(again, HELD, ARRIVED, later) == NOW
+    assert first_seen(again, HELD, DARK, later) == later
+    assert report.status(again, replace(known, now=later), decided(again, known)) == written  # nothing churns
+
+
+def test_a_finished_one_says_so_and_expires_and_an_ambiguous_one_never() -> None:
+    of = migration(BEGUN)
+    known = view(GONE, ARRIVED)
+    done = of.model_copy(update={"status": report.status(of, known, decided(of, known))})
+    assert {each.type: each.status for each in done.status.conditions} == {
+        "Finished": "True",
+        "Succeeded": "True",
+        "Ambiguous": "False",
+        "Queued": "False",
+    }
+    assert ended(done)
+    assert report.expiry(done) == NOW + timedelta(days=1)
+    doubted = view(HELD, HELD, LONG)
+    open_ = of.model_copy(update={"status": report.status(of, doubted, decided(of, doubted))})
+    assert {each.type: each.status for each in open_.status.conditions}["Ambiguous"] == "True"
+    assert report.expiry(open_) is None
+
+
+def test_a_record_that_was_lost_is_told_from_a_domain_that_went_off() -> None:
+    off = Present(Domain(UID, "shop_web", "Shutoff", "Unknown", persistent=True))
+    of = migration(BEGUN)
+    known = view(HELD, ARRIVED)
+    old = report.status(of, known, decided(of, known)).decision
+    assert old is not None
+    assert report.side_of(off, None, old.source, released=False) == seen("Shutoff/Unknown", lost=True)
+    assert report.side_of(off, None, None, released=False) == seen("Shutoff/Unknown")
+    unknown = report.status(of, view(DARK, ARRIVED), decided(of, view(DARK, ARRIVED))).decision
+    assert unknown is not None
+    kept = of.model_copy(update={"status": of.status.model_copy(update={"decision": old})})
+    dark = report.status(kept, view(DARK, ARRIVED), decided(kept, view(DARK, ARRIVED))).decision
+    assert dark is not None
+    assert report.side_of(off, None, dark.source, released=False) == seen("Shutoff/Unknown", lost=True)
+
+
+def test_a_host_out_of_service_is_unknown_no_more() -> None:
+    assert report.side_of(DARK, None, None, released=True) == OUT
+    assert report.side_of(DARK, None, None, released=False) == DARK
+
+
+def test_the_vm_is_left_alone_from_the_intent_to_the_end() -> None:
+    vm = VirtualMachine.model_validate(
+        {"metadata": {"name": "web", "namespace": "shop"}, "spec": {"memory": {"size": "64Mi"}}}
+    )
+    of = migration(BEGUN)
+    assert in_flight([of], vm) is of
+    assert candidates_of([of], vm) == (("a", UUIDS["a"]), ("b", UUIDS["b"]))
+    unplanned = of.model_copy(update={"status": of.status.model_copy(update={"intent": None})})
+    known = view(GONE, ARRIVED)
+    done = of.model_copy(update={"status": report.status(of, known, decided(of, known))})
+    other = of.model_copy(update={"metadata": of.metadata.model_copy(update={"namespace": "bank"})})
+    assert in_flight([unplanned, done, other], vm) is None

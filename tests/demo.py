@@ -17,8 +17,7 @@ from tests.lab import Lab
 from tests.lab.processes import LabError
 from tests.operator_process import NAMESPACE, OperatorProcess
 
-NAME = "demo"
-STATE = Path("/var/lib/homeostat/demo")
+STATE = Path("/var/lib/homeostat")
 ROOT = Path(__file__).parent.parent
 
 
@@ -26,8 +25,10 @@ def main() -> None:
     """`python -m tests.demo up|down`."""
     parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
     parser.add_argument("verb", choices=("up", "down"))
+    parser.add_argument("--name", default="demo", help="of its control plane and its hosts (default: demo)")
+    chosen = parser.parse_args()
     try:
-        up() if parser.parse_args().verb == "up" else down()
+        (up if chosen.verb == "up" else down)(chosen.name)
     except (LabError, ControlPlaneError, TimeoutError) as error:
         sys.exit(f"demo: {error}")
 
@@ -37,31 +38,31 @@ def step(text: str) -> None:
     print(f"\n==> {text}", flush=True)
 
 
-def up() -> None:
+def up(name: str) -> None:
     """Start what is not up yet, then show it."""
     step("A control plane: etcd, kube-apiserver, kube-controller-manager")
-    plane = ControlPlane(NAME)
+    plane = ControlPlane(name)
     plane.up()
     step("Two libvirt hosts, in network namespaces of this machine")
-    lab = Lab.up(NAME, hosts=2)
+    lab = Lab.up(name, hosts=2)
     for host in lab.hosts:
         print(f"    {host.name}: {host.uri_tcp}" + (" (Debian's own qemu.conf)" if host.stock else ""))
     step("The operator: kubectl apply -f crds/, then `homeostat run`")
     plane.kubectl("apply", "-f", ROOT / "crds")
     _namespace(plane, NAMESPACE)
-    operator = OperatorProcess(STATE, plane.kubeconfig)
+    operator = OperatorProcess(STATE / name, plane.kubeconfig)
     operator.start()
     step("kubectl apply -f manifests/samples/ (with these two hosts' addresses)")
     print(_indented(plane.kubectl("apply", "-f", "-", stdin=samples(lab))))
-    _await(plane, operator, "the VM to be Running", lambda: _running(plane) is not None)
-    first = _running(plane)
+    _await(plane, operator, "the VM to be Running", lambda: _running(lab, plane) is not None)
+    first = _running(lab, plane)
     _show(plane)
     _console(lab, plane)
     step(f"Killing its QEMU process {first} on the host, behind the operator's back")
     _host(lab, plane).kill_qemu(_uuid(plane))
     began = time.monotonic()
-    _await(plane, operator, "it to come back", lambda: _running(plane) not in (None, first))
-    print(f"    It is back as process {_running(plane)} after {time.monotonic() - began:.1f} s.")
+    _await(plane, operator, "it to come back", lambda: _running(lab, plane) not in (None, first))
+    print(f"    It is back as process {_running(lab, plane)} after {time.monotonic() - began:.1f} s.")
     _show(plane)
     step("All of it stays up. Go on exploring with:")
     print(f"    export KUBECONFIG={plane.kubeconfig}")
@@ -71,15 +72,15 @@ def up() -> None:
     print("    make demo-down removes every trace.\n")
 
 
-def down() -> None:
+def down(name: str) -> None:
     """Remove every trace."""
     step("Ending the operator, the hosts and the control plane of the demo")
-    OperatorProcess(STATE, Path("/nonexistent")).kill()
-    Lab(NAME).down()
-    ControlPlane(NAME).down()
-    for file in STATE.glob("*"):
+    OperatorProcess(STATE / name, Path("/nonexistent")).kill()
+    Lab(name).down()
+    ControlPlane(name).down()
+    for file in (STATE / name).glob("*"):
         file.unlink()
-    STATE.rmdir()
+    (STATE / name).rmdir()
     print("    Nothing is left of it.")
 
 
@@ -109,12 +110,12 @@ def _host(lab: Lab, plane: ControlPlane) -> Any:
     return lab.hosts[int(name.removeprefix("host-")) - 1]
 
 
-def _running(plane: ControlPlane) -> int | None:
+def _running(lab: Lab, plane: ControlPlane) -> int | None:
     """The pid of the VM's QEMU, once its status says Running."""
     vm = _vm(plane)
     if vm.get("status", {}).get("state") != "Running":
         return None
-    pid: int | None = _host(Lab(NAME), plane).qemu_pid(vm["metadata"]["uid"])
+    pid: int | None = _host(lab, plane).qemu_pid(vm["metadata"]["uid"])
     return pid
 
 

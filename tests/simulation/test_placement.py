@@ -236,6 +236,19 @@ async def test_labels_say_where_a_vm_may_be_and_a_running_one_is_left_alone(worl
     await world.rest()
 
 
+@pytest.mark.parametrize("disks", [0, 1])
+@pytest.mark.parametrize("grace", [0, 30])
+@in_world(hosts=2)
+async def test_a_restart_may_take_a_vm_elsewhere(world: World, disks: int, grace: int) -> None:
+    disk = {"name": "root", "pool": "shared", "size": "1Gi"}
+    world.vm("web", placement={"host": "h1"}, disks=[disk] * disks, terminationGracePeriodSeconds=grace)
+    await world.running("web")
+    world.edit("vm", "web", placement={"host": "h2"}, power={"request": "elsewhere"})
+    await world.run_until(lambda: world.ready("web") and world.host_of("web").name == "h2")
+    assert not world.hosts["h1"].records
+    await world.rest(quiet=700)
+
+
 @in_world(hosts=2)
 async def test_an_unknown_host_is_named_beside_those_there_are_and_taken_once_it_is_there(world: World) -> None:
     spec = (world.get("hv", "h2") or {})["spec"]

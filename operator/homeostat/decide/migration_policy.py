@@ -132,6 +132,8 @@ def _timed_out(policy: EffectivePolicy, progress: Progress) -> str:
 def _wants_post_copy(policy: EffectivePolicy, progress: Progress) -> bool:
     if policy.mode == "PostCopy":
         return progress.iteration >= PASSES_BEFORE_POSTCOPY
+    if policy.mode == "PreCopy":
+        return False
     return progress.iteration >= PASSES_BEFORE_DOUBT and progress.dirty_rate >= progress.bandwidth > 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.controlplane import ControlPlane, GivenControlPlane, binaries, control_plane, ports
+from tests.controlplane import ControlPlane, GivenControlPlane, binaries, control_plane, output, ports
 from tests.controlplane.binaries import NAMES, BinariesError, Cache
 from tests.controlplane.locks import locked
 from tests.controlplane.processes import Process, identity
@@ -201,6 +201,19 @@ def test_the_way_that_is_taken_is_said_and_why(
     for name in NAMES:
         program(bare_path / name, "Kubernetes v1.33.1")
     assert said() == f"found in KUBEBUILDER_ASSETS or on PATH: {bare_path / 'kube-apiserver'}"
+
+
+def test_what_takes_long_is_told_of_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "PERIOD", 0.01)
+    told = ""
+    with output.progress("building etcd"):
+        while told.count("building etcd: 0 s") < 2:
+            told += capsys.readouterr().err
+    told += capsys.readouterr().err
+    assert told.startswith("control plane: building etcd\n")
+    assert told.endswith("control plane: building etcd: done in 0 s\n")
 
 
 @pytest.mark.parametrize(("version", "is_enough"), [("go1.21.5", False), ("go1.26.8", True), ("go1.100.0", True)])

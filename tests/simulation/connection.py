@@ -14,18 +14,20 @@ from typing import Any, TypeVar
 from homeostat.api.observed import HostFacts, Pool, Volume
 from homeostat.hosts import driver
 from homeostat.hosts.driver import Credentials, DomainRow, Event, HostError, HostUnreachable
-from tests.simulation import libvirt_xml
+from homeostat.hosts.migration import In, Job, MigrationRequest, classified
+from tests.simulation import libvirt_xml, migration
 from tests.simulation.effects import Call, Effects, Life, done_with, forever, read, write
-from tests.simulation.hypervisor import Record, check_agent
+from tests.simulation.hypervisor import Record, check_agent, invalid, not_running
 from tests.simulation.machine import Machine
 
 T = TypeVar("T")
 
 CONNECT_SECONDS = 60.0
-REQUESTS_AT_ONCE = {"observe": 3, "storage": 4, "effects": 8, "agent": 4}
+REQUESTS_AT_ONCE = {"observe": 3, "storage": 4, "effects": 8, "agent": 4, "jobs": 4, "migrations": 64}
 """How many calls of a kind are under way at a time; further ones wait."""
 
-AGENT, STORAGE = {"addresses"}, {"pool", "volumes", "refresh_pool", "create_volume", "delete_volume"}
+ROLES = {"addresses": "agent", "job": "jobs", "migrate": "migrations", "resume_post_copy": "migrations"}
+ROLES |= dict.fromkeys(("pool", "volumes", "refresh_pool", "create_volume", "delete_volume"), "storage")
 DEADLINE_SECONDS, LONG_DEADLINE_SECONDS, AGENT_DEADLINE_SECONDS = 60.0, 180.0, 20.0
 
 SECONDS = {"create": 0.1, "define": 0.005, "create_volume": 0.05, "domains": 0.004, "facts": 0.01}
@@ -50,7 +52,9 @@ class Delivery:
         return [self.late * chance.random() if chance.random() < self.reordered else self.delay for _ in range(times)]
 
 
-def _deadline(name: str, role: str) -> float:
+def _deadline(name: str, role: str) -> float | None:
+    if role == "migrations":
+        return None
     if role == "agent":
         return AGENT_DEADLINE_SECONDS
     return LONG_DEADLINE_SECONDS if name in ("create", "destroy") else DEADLINE_SECONDS
@@ -120,7 +124,7 @@ class SimulatedConnection:
         raised = HostError(driver.SYSTEM_ERROR, "cannot write the status file: Input/output error", 10)
         execute = lambda: self._executed(work)  # noqa: E731
         call = Call(self.life, execute, self._unreachable, raised, SECONDS.get(name, 0.002), self._link)
-        role = "agent" if name in AGENT else "storage" if name in STORAGE else "effects" if target else "observe"
+        role = ROLES.get(name, "effects" if target else "observe")
         try:
             async with self._slots[role], asyncio.timeout(_deadline(name, role)):
                 if target is None:
@@ -259,6 +263,69 @@ class SimulatedConnection:
 
     async def remove_managed_save(self, uuid: str) -> None:
         await self._call("remove_managed_save", lambda: self.host.remove_managed_save(uuid), self._target(uuid))
+
+    # Live migration ---------------------------------------------------------------------------------------------------
+
+    async def job(self, uuid: str) -> Job | None:
+        async def ask() -> Job | None:
+            record = self.host.records.get(uuid)
+            if record is None or record.process is None or record.doing is None:
+                return None
+            if not isinstance(record.doing, migration.Migration):
+                return In()
+            await record.process.awake.wait()
+            return record.doing.progress()
+
+        result: Job | None = await self._call("job", ask)
+        return result
+
+    async def migrate(self, uuid: str, request: MigrationRequest) -> None:
+        await self._move("migrate", lambda: migration.migrate(self.host, uuid, request), uuid)
+
+    async def resume_post_copy(self, uuid: str, request: MigrationRequest) -> None:
+        await self._move("resume_post_copy", lambda: migration.resume_post_copy(self.host, uuid, request), uuid)
+
+    async def _move(self, name: str, work: Callable[[], Awaitable[None]], uuid: str) -> None:
+        try:
+            await self._call(name, work, self._target(uuid))
+        except HostError as error:
+            raise classified(error) from None
+
+    async def abort_job(self, uuid: str) -> None:
+        def abort(move: migration.Migration) -> None:
+            if move.post_copy:
+                raise invalid("cannot abort migration in post-copy mode")
+            move.aborted = True
+
+        await self._steer("abort_job", uuid, abort)
+
+    async def set_max_downtime(self, uuid: str, milliseconds: int) -> None:
+        await self._steer("set_max_downtime", uuid, lambda move: setattr(move, "downtime", milliseconds))
+
+    async def set_migration_speed(self, uuid: str, mib_s: int) -> None:
+        await self._steer("set_migration_speed", uuid, lambda move: setattr(move, "speed", float(mib_s)))
+
+    async def start_post_copy(self, uuid: str) -> None:
+        def switch(move: migration.Migration) -> None:
+            if not move.request.post_copy:
+                raise invalid("switching to post-copy requires migration to be started with VIR_MIGRATE_POSTCOPY flag")
+            move.post_copy = True
+
+        await self._steer("start_post_copy", uuid, switch)
+
+    async def _steer(self, name: str, uuid: str, change: Callable[[migration.Migration], None]) -> None:
+        async def work() -> None:
+            record = self.host.find(uuid)
+            if not record.active:
+                raise not_running()
+            if name in ("set_max_downtime", "set_migration_speed") and record.doing is None:
+                return  # kept by QEMU; the next migration sets its own
+            move = migration.outgoing(record)
+            move.account()
+            change(move)
+            move.changed.set()
+
+        await self._call(name, work, self._target(uuid))
 
     # Events and the end -----------------------------------------------------------------------------------------------
 

@@ -7,12 +7,12 @@ expectation stands here: the real host is the expectation.
 
 from __future__ import annotations
 
-from tests.simulation import honesty_domains, honesty_faults
+from tests.simulation import honesty_domains, honesty_faults, honesty_migration
 from tests.simulation.honesty_rig import PROBES, Machine, Rig, Seen
 
 __all__ = ["MODULES", "PROBES", "Machine", "Seen", "run"]
 
-MODULES = (honesty_domains, honesty_faults)
+MODULES = (honesty_domains, honesty_faults, honesty_migration)
 """Where the probes are; each enters itself into PROBES."""
 
 

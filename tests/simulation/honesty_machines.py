@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -22,16 +23,18 @@ from tests.simulation.clock import run_virtual
 from tests.simulation.connection import SimulatedDriver
 from tests.simulation.effects import Life, current
 from tests.simulation.machine import Machine
+from tests.simulation.qemu import Guest
 from tests.simulation.world import World
 
 
 class SimulatedMachine:
     """A host in memory. See honesty.Machine."""
 
-    pool = "shared"
+    pool, own_pool = "shared", "local"
 
     def __init__(self, machine: Machine, driver: SimulatedDriver) -> None:
         self._machine, self._driver = machine, driver
+        self.uri = f"qemu+tcp://{machine.name}/system"
 
     async def connect(self) -> Connection:
         """A new connection."""
@@ -85,14 +88,41 @@ class SimulatedMachine:
         """How many QEMU processes of a domain there are."""
         return len([process for process in self._machine.processes() if process.uuid == uuid])
 
+    async def running(self, uuid: str) -> bool:
+        """Whether the CPUs of a domain run here."""
+        return any(each.cpus_since for each in self._machine.processes() if each.uuid == uuid)
+
+    async def restless(self, name: str, pool: str, file: str) -> None:
+        """Make a disk with which the guest of this name writes to its memory all the time."""
+        if file not in self._machine.pools[pool].storage.files:
+            self._machine.pools[pool].storage.put(file)
+        self._machine.guests[name] = Guest(dirty_mib_s=2000.0)
+
+    async def mute(self) -> None:
+        """Lose what libvirtd answers."""
+        self._machine.mute()
+
+    async def refuse(self) -> None:
+        """Lose what libvirtd is asked."""
+        self._machine.refuse()
+
+    async def part(self) -> None:
+        """Reset the streams of migrations."""
+        self._machine.part()
+
+    async def unfilter(self) -> None:
+        """Undo the three above."""
+        self._machine.unfilter()
+
 
 class LabMachine:
     """A host of a lab. See honesty.Machine."""
 
-    pool = "shared"
+    pool, own_pool = "shared", "default"
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, lab: Lab, host: Host, other: Host) -> None:
+        self._lab, self._host, self._other = lab, host, other
+        self.uri = host.uri_tcp
 
     async def connect(self) -> Connection:
         """A new connection."""
@@ -149,6 +179,34 @@ class LabMachine:
         """How many QEMU processes of a domain there are."""
         return len([process for process in self._host.processes() if _is_qemu_of(process.pid, uuid)])
 
+    async def running(self, uuid: str) -> bool:
+        """Whether the CPUs of a domain run here."""
+        lives = [life for life in self._lab.intervals(uuid) if life.host == self._host.name and life.end is None]
+        return any(life.running and life.running[-1][1] is None for life in lives)
+
+    async def restless(self, name: str, pool: str, file: str) -> None:
+        """Make a disk with which a guest writes to its memory all the time."""
+        path = self._host.pool_path(pool) / file
+        if not path.exists():
+            shutil.copy(self._host.pool_path("images") / "restless.raw", path)
+            path.chmod(0o666)
+
+    async def mute(self) -> None:
+        """Lose what libvirtd answers."""
+        self._host.mute(self._other)
+
+    async def refuse(self) -> None:
+        """Lose what libvirtd is asked."""
+        self._host.refuse(self._other)
+
+    async def part(self) -> None:
+        """Reset the streams of migrations."""
+        self._host.part(self._other)
+
+    async def unfilter(self) -> None:
+        """Undo the three above."""
+        self._host.unfilter()
+
 
 def _is_qemu_of(pid: int, uuid: str) -> bool:
     try:
@@ -178,7 +236,7 @@ def simulated(name: str) -> honesty.Seen:
 def real(name: str, lab: Lab) -> honesty.Seen:
     """What a probe sees on the first two hosts of a lab."""
     one, two = lab.hosts[:2]
-    return asyncio.run(honesty.run(LabMachine(one), LabMachine(two), name))
+    return asyncio.run(honesty.run(LabMachine(lab, one, two), LabMachine(lab, two, one), name))
 
 
 def _attempt(run: Callable[[], honesty.Seen]) -> Any:

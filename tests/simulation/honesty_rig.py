@@ -19,9 +19,15 @@ PROBES: list[tuple[str, Probe]] = []
 
 
 class Machine(Protocol):
-    """One host, and what can be done to it from outside. `pool` is storage that both machines have."""
+    """One host, and what can be done to it from outside.
+
+    `pool` is storage that both machines have, `own_pool` one of the same path that each has for itself; `uri` is where
+    the other machine's libvirt reaches this one.
+    """
 
     pool: str
+    own_pool: str
+    uri: str
 
     async def connect(self) -> Connection:
         """A new connection."""
@@ -61,6 +67,24 @@ class Machine(Protocol):
 
     async def qemus(self, uuid: str) -> int:
         """How many QEMU processes of a domain there are."""
+
+    async def running(self, uuid: str) -> bool:
+        """Whether the CPUs of a domain run here."""
+
+    async def restless(self, name: str, pool: str, file: str) -> None:
+        """Make a disk with which the guest of this name writes to its memory all the time."""
+
+    async def mute(self) -> None:
+        """Lose what libvirtd answers the other machine's."""
+
+    async def refuse(self) -> None:
+        """Lose what the other machine's libvirtd asks."""
+
+    async def part(self) -> None:
+        """Reset the streams of migrations to this machine."""
+
+    async def unfilter(self) -> None:
+        """Undo `mute`, `refuse` and `part`."""
 
 
 def probe(script: Probe) -> Probe:
@@ -130,6 +154,7 @@ class Rig:
     async def clean(self) -> None:
         """Removes what the probe made."""
         for machine in (self.one, self.two):
+            await machine.unfilter()
             host = await machine.connect()
             for number in self.uuids:
                 with suppress(HostError, Exception):

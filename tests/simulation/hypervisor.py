@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,7 +25,9 @@ from tests.simulation.qemu import Guest, Ledger, Process
 from tests.simulation.storage import File, PoolView
 
 if TYPE_CHECKING:
+    from homeostat.hosts.migration import In
     from tests.simulation.connection import SimulatedConnection
+    from tests.simulation.migration import Migration
 
 QEMU_DOMAIN = 10  # VIR_FROM_QEMU
 JOB_WAIT_SECONDS = 30.0
@@ -49,6 +51,7 @@ class Record:
     autostart: bool = False
     job: asyncio.Lock = field(default_factory=asyncio.Lock)
     ending: bool = False
+    doing: Migration | In | None = None
 
     def row(self) -> DomainRow:
         """The domain as the bulk list shows it."""
@@ -232,9 +235,9 @@ class Host:
         if saved is not None:
             process.booted -= process.guest.boots  # a restored guest is up at once
 
-    def _launch(self, record: Record, root: Element) -> Process:
+    def _launch(self, record: Record, root: Element, *, incoming: bool = False) -> Process:
         try:
-            process = self._process(record, root)
+            process = self._process(record, root, incoming=incoming)
         except HostError:
             record.state, record.reason = "Shutoff", "Failed"
             raise
@@ -244,13 +247,14 @@ class Host:
         process.on_end, process.on_reboot = self._ended, self._rebooted
         return process
 
-    def _process(self, record: Record, root: Element) -> Process:
+    def _process(self, record: Record, root: Element, *, incoming: bool) -> Process:
         if self.refuse_start is not None:
             raise self.refuse_start
         if self.log_held and any(process.name == record.name for process in self.processes()):
             what = f"can't connect to virtlogd: Cannot open log file: '{record.name}.log': Device or resource busy"
             raise HostError(driver.SYSTEM_ERROR, what, QEMU_DOMAIN)
-        files = tuple(self._open(path) for disk, path in libvirt_xml.disks(root) if disk.find("readonly") is None)
+        paths = [path for disk, path in libvirt_xml.disks(root) if disk.find("readonly") is None]
+        files = tuple(self._open(path, locking=not incoming) for path in paths)
         for path in libvirt_xml.boot_files(root):
             if self._file(path) is None:
                 what = f"internal error: process exited while connecting to monitor: could not open '{path}'"
@@ -263,25 +267,35 @@ class Host:
             )
         guest = self.guests.get(record.name, self.default_guest)
         size = libvirt_xml.memory_mib(root)
-        return Process(record.uuid, record.name, self.name, root, guest, self.ledger, size, files)
+        return Process(record.uuid, record.name, self.name, root, guest, self.ledger, size, files, incoming=incoming)
 
     def _file(self, path: str) -> File | None:
         folder, _, name = path.rpartition("/")
         pool = next((pool for pool in self.pools.values() if pool.path == folder), None)
         return pool.storage.files.get(name) if pool else None
 
-    def _open(self, path: str) -> File:
+    def _open(self, path: str, *, locking: bool) -> File:
         for each in [path, *(backing for backing, _ in self._chain(path))]:
             if self._file(each) is None:
                 what = f"Cannot access storage file '{each}': No such file or directory"
                 raise HostError(driver.SYSTEM_ERROR, what, QEMU_DOMAIN)
         file = self._file(path)
         assert file is not None
-        storages = [pool.storage for pool in self.pools.values() if file in pool.storage.files.values()]
-        if any(storage.locked(file, self.name) for storage in storages):
+        if locking and self.locked(file):
             what = 'internal error: process exited while connecting to monitor: Failed to get "write" lock'
             raise HostError(driver.INTERNAL_ERROR, what, QEMU_DOMAIN)
         return file
+
+    def locked(self, file: File) -> bool:
+        """Whether somebody's image lock keeps this host from writing to a file."""
+        storages = [pool.storage for pool in self.pools.values() if file in pool.storage.files.values()]
+        return any(storage.locked(file, self.name) for storage in storages)
+
+    def activate(self, process: Process) -> None:
+        """Open its images for writing, or fail as QEMU does while another one has them."""
+        if any(process not in file.writers and self.locked(file) for file in process.files):
+            raise HostError(driver.INTERNAL_ERROR, 'internal error: Failed to get "write" lock', QEMU_DOMAIN)
+        process.activate()
 
     def _chain(self, path: str) -> list[tuple[str, str]]:
         chain: list[tuple[str, str]] = []
@@ -321,9 +335,9 @@ class Host:
         process.end("Destroyed")
 
     async def suspend(self, uuid: str) -> None:
-        """Connection.suspend."""
+        """Connection.suspend. Let through while a domain is being moved."""
         record = self.find(uuid)
-        async with self.job(record):
+        async with self.job(record) if record.doing is None else nullcontext():
             if not record.active:
                 raise not_running()
             if record.state == "Running":
@@ -339,7 +353,9 @@ class Host:
             if record.state == "Running":
                 raise invalid("domain is already running")
             if record.state == "Paused":
-                (await self.monitor(record)).run()
+                process = await self.monitor(record)
+                self.activate(process)
+                process.run()
                 self._set(record, "Running", "Unpaused", "LIFECYCLE")
 
     async def undefine(self, uuid: str) -> None:
@@ -395,7 +411,7 @@ class Host:
 
     def off(self, record: Record, reason: str) -> None:
         """Libvirtd takes note that a process has ended."""
-        record.process, record.live, record.ending = None, None, False
+        record.process, record.live, record.ending, record.doing = None, None, False, None
         if record.persistent is None:
             self.records.pop(record.uuid, None)
         self._set(record, "Shutoff", reason, "LIFECYCLE")

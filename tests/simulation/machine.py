@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 from homeostat.api.observed import HostFacts
+from homeostat.hosts import driver
 from homeostat.hosts.driver import HostError
-from tests.simulation import libvirt_xml
+from homeostat.hosts.migration import In
+from tests.simulation import libvirt_xml, migration
 from tests.simulation.effects import Effects
-from tests.simulation.hypervisor import KEEP_ALIVE_SECONDS, Host, Record, invalid
+from tests.simulation.hypervisor import KEEP_ALIVE_SECONDS, QEMU_DOMAIN, Host, Record, invalid
 from tests.simulation.qemu import Ledger, Process
 from tests.simulation.storage import PoolView, Storage
 
@@ -22,6 +25,10 @@ class Machine(Host):
         super().__init__(name, number, effects, ledger)
         self.boots = 0
         self._silence: asyncio.TimerHandle | None = None
+        self.peers: dict[str, Machine] = {}
+        self.at: dict[str, Callable[[], object]] = {}
+        """What happens when a migration from here reaches one of migration.POINTS, once."""
+        self.muted = self.refusing = self.parted = False
 
     def all_facts(self) -> HostFacts:
         """What the host says of itself."""
@@ -140,10 +147,70 @@ class Machine(Host):
             record.state, record.reason = "Shutoff", "Unknown"
         elif process.ended:
             self.off(record, "Crashed")
+        elif record.doing is not None:
+            migration.recover(self, record)
         elif record.reason == "StartingUp":
             process.on_end = None
             process.end("Failed")
             self.off(record, "Failed")
+
+    # Live migration: see tests.simulation.migration -------------------------------------------------------------------
+
+    def mute(self) -> None:
+        """What libvirtd answers another host's is lost; what that asks is carried out."""
+        self.muted = True
+
+    def refuse(self) -> None:
+        """What another host's libvirtd asks is lost."""
+        self.refusing = True
+
+    def part(self) -> None:
+        """The streams of migrations to this host are reset."""
+        self.parted = True
+
+    def unfilter(self) -> None:
+        """Undo `mute`, `refuse` and `part`."""
+        self.muted = self.refusing = self.parted = False
+
+    def hears(self, peer: Machine) -> bool:
+        """Whether a peer's libvirtd gets through to this one."""
+        through = self.linked.is_set() and peer.linked.is_set()
+        return through and self.thawed.is_set() and self.daemon_up and not self.refusing
+
+    def is_heard(self, peer: Machine) -> bool:
+        """Whether what this libvirtd says arrives at a peer's."""
+        return self.linked.is_set() and peer.linked.is_set() and self.thawed.is_set() and not self.muted
+
+    def incoming(self, outgoing: Record, live: libvirt_xml.Element) -> Record:
+        """The domain and the QEMU that wait for an incoming guest."""
+        record, namesake = self.records.get(outgoing.uuid), self.named(outgoing.name)
+        if record is not None and record.active:
+            what = f"domain is already active as '{record.name}'"
+            raise HostError(driver.OPERATION_INVALID, f"Requested operation is not valid: {what}", QEMU_DOMAIN)
+        if record is None and namesake is not None:
+            what = f"operation failed: domain '{namesake.name}' already exists with uuid {namesake.uuid}"
+            raise HostError(driver.OPERATION_FAILED, what, 20)
+        record = record or Record(outgoing.uuid, outgoing.name)
+        for label in live.findall("seclabel"):
+            live.remove(label)
+        self._launch(record, live, incoming=True)
+        self.records[record.uuid] = record
+        record.doing = In()
+        self.shows(record, "Paused", "StartingUp")
+        return record
+
+    def shows(self, record: Record, state: str, reason: str) -> None:
+        """Libvirtd shows a domain as this from now on, and says so."""
+        self._set(record, state, reason, "LIFECYCLE")
+
+    def go_on(self, record: Record, process: Process) -> None:
+        """A migration was rolled back: the source's CPUs run again, unless an image lock is in the way."""
+        try:
+            self.activate(process)
+        except HostError:
+            return
+        process.run()
+        self.shows(record, "Running", "MigrationCanceled")
 
     def lose_record(self, uuid: str) -> Process | None:
         """Libvirtd restarts without its record of a running domain; the process goes on and nobody knows it."""

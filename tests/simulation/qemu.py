@@ -20,7 +20,7 @@ _pids = itertools.count(1000)
 
 @dataclass(slots=True)
 class Guest:
-    """How a guest behaves. Seconds from its (re)boot, or from the request.
+    """How a guest behaves. Seconds from its (re)boot, or from the request. `dirty_mib_s`: how fast it writes to memory.
 
     `boots`: a request to power off is lost for so long. `obeys`: it then takes so long; None ignores it.
     """
@@ -30,6 +30,7 @@ class Guest:
     agent: bool = False
     off_after: float | None = None
     crash_after: float | None = None
+    dirty_mib_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -57,17 +58,21 @@ class Ledger:
         return sorted((p for p in self.alive if p.uuid == uuid), key=lambda p: p.pid)
 
     def check(self, uuid: str) -> None:
-        """Never two: at most one process per UUID, and at most one whose CPUs run."""
+        """Never two: at most one process per UUID, two while it is moved, and at most one whose CPUs run."""
         there = self.running(uuid)
         if len([p for p in there if p.cpus_since is not None]) > 1:
             self.effects.violated(f"CPUs of {uuid} run twice: {', '.join(map(str, there))}")
-        elif len(there) > 1:
+        elif len({id(p.move) for p in there}) > 1 or (len(there) > 1 and not all(p.move or p.incoming for p in there)):
             self.effects.violated(f"two processes of {uuid}: {', '.join(map(str, there))}")
 
 
 @dataclass(eq=False)
 class Process:
-    """A QEMU process. `on_end` is how libvirtd, if it still knows it, hears of its end."""
+    """A QEMU process. `on_end` is how libvirtd, if it still knows it, hears of its end.
+
+    One that is `incoming` has no images open for writing before it takes over; `move` is what the two processes of a
+    domain that is being moved have in common.
+    """
 
     uuid: str
     name: str
@@ -83,6 +88,8 @@ class Process:
     terminated: bool = False
     ended: bool = False
     booted: float = 0.0
+    incoming: bool = False
+    move: object | None = None
     on_end: Callable[[Process, str], None] | None = None
     on_reboot: Callable[[Process], None] | None = None
     _timers: list[asyncio.TimerHandle] = field(default_factory=list)
@@ -92,14 +99,31 @@ class Process:
         self.ledger.processes.append(self._interval)
         self.ledger.alive.add(self)
         self.awake.set()
-        for file in self.files:
-            if file.writers:
-                self.ledger.effects.violated(f"two writers on one disk: {self} and {next(iter(file.writers))}")
-            file.writers.add(self)
-        self.ledger.check(self.uuid)
+        if not self.incoming:
+            self.activate()
+            self.ledger.check(self.uuid)
 
     def __str__(self) -> str:
         return f"{self.name} on {self.host} (pid {self.pid})"
+
+    def activate(self) -> None:
+        """Open the images for writing."""
+        for file in self.files:
+            if others := file.writers - {self}:
+                self.ledger.effects.violated(f"two writers on one disk: {self} and {next(iter(others))}")
+            file.writers.add(self)
+
+    def hand_over(self) -> None:
+        """All has been sent: the images, and their locks, are the other process's."""
+        for file in self.files:
+            file.writers.discard(self)
+
+    def carry_on(self, before: Process) -> None:
+        """Be the guest that ran in another process."""
+        self.booted = before.booted
+        for seconds, what in ((self.guest.off_after, self.power_off), (self.guest.crash_after, self.kill)):
+            if seconds is not None and before.booted + seconds > self._now():
+                self._later(before.booted + seconds - self._now(), what)
 
     def run(self) -> None:
         """Let the CPUs run."""

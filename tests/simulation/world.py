@@ -77,6 +77,7 @@ class World:
     def _add_host(self, number: int, common: Storage | None, *, locks: bool) -> None:
         name = f"h{number}"
         host = Machine(name, number, self.effects, self.ledger)
+        host.peers = self.addresses
         self.hosts[name] = self.addresses[f"qemu+tcp://{name}/system"] = host
         host.add_pool("local", self._storage(f"{name}-local", locks=locks))
         host.add_pool("shared", common or self._storage(f"{name}-shared", locks=locks))

@@ -29,6 +29,8 @@ SHORT = {
     "keepalive_interval_seconds": 1,
     "keepalive_count": 3,
     "secret_resync_seconds": 1,
+    "migration_grace_seconds": 3,
+    "migration_write_seconds": 1,
 }
 SHORT_OPTIONS = [f"--set={name}={value}" for name, value in SHORT.items()]
 Object = dict[str, Any]
@@ -94,6 +96,7 @@ class Rig:
     def clean(self) -> None:
         """Delete every VM and wait until no host has a domain of one; then forget volumes that were retained."""
         self._recover()
+        self.kubectl("delete", "vmmig", "--all", "-A", "--wait=false")
         self.kubectl("annotate", "vm", "--all", "-A", "homeostat.dev/reconcile-")
         columns = "custom-columns=N:.metadata.namespace,M:.metadata.name"
         names = [line.split() for line in self.kubectl("get", "vm", "-A", "--no-headers", "-o", columns).splitlines()]

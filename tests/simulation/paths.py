@@ -11,13 +11,14 @@ from homeostat.kube.transport import ApiError
 KINDS = {
     "virtualmachines": "VirtualMachine",
     "hypervisors": "Hypervisor",
+    "virtualmachinemigrations": "VirtualMachineMigration",
     "namespaces": "Namespace",
     "secrets": "Secret",
     "configmaps": "ConfigMap",
     "events": "Event",
     "leases": "Lease",
 }
-SHORT = {"virtualmachines": "vm", "hypervisors": "hv"}
+SHORT = {"virtualmachines": "vm", "hypervisors": "hv", "virtualmachinemigrations": "vmmig"}
 _PATH = re.compile(
     r"(?P<prefix>/api/v1|/apis/homeostat\.dev/v1alpha1|/apis/coordination\.k8s\.io/v1)(/namespaces/(?P<namespace>[^/]+))?"
     r"/(?P<resource>[a-z]+)(/(?P<name>[^/]+)(/(?P<subresource>[a-z]+))?)?"

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+RUNNING_STATES = frozenset({"Running", "Blocked", "ShuttingDown"})
+"""States with the guest's CPUs running."""
 ACTIVE_STATES = frozenset({"Running", "Blocked", "Paused", "ShuttingDown", "PMSuspended", "Crashed"})
 
 

@@ -63,6 +63,34 @@ VM: dict[str, Reason] = {
         "It stays off.",
         "Set spec.power.request to a new value to run it again.",
     ),
+    # Moving
+    "Migrating": Reason(
+        "Migrating",
+        "True",
+        "True",
+        "Wait",
+        "The guest's CPUs run, and a live migration is moving the VM to another host.",
+        "Until the migration has ended it alone touches the VM; what the spec says is done after it.",
+        "kubectl describe vmmig shows how far it is; set its spec.abort to Requested to stop it.",
+    ),
+    "MigrationFirst": Reason(
+        "Migrating",
+        "False",
+        "True",
+        "Wait",
+        "The VM is to go off, and a live migration is moving it to another host.",
+        "The migration is stopped first, if it still can be; then the VM is.",
+        "kubectl describe vmmig shows how far it is.",
+    ),
+    "MigrationUndecided": Reason(
+        "Migrating",
+        "Unknown",
+        "Unknown",
+        "Wait",
+        "The VM is changing hosts, and neither host shows that its CPUs run.",
+        "It is decided on what both hosts show; nothing is started meanwhile.",
+        "kubectl describe vmmig shows what is waited for, and what a person can do.",
+    ),
     # Steps
     "Accepted": Reason(
         "Pending",

@@ -9,7 +9,8 @@ from typing import Literal, cast
 
 from homeostat.api import reasons
 from homeostat.api.meta import Condition, rfc3339, set_condition
-from homeostat.api.observed import ACTIVE_STATES, Domain, DomainConfig, Unknown
+from homeostat.api.migration_policy import MigrationInFlight
+from homeostat.api.observed import ACTIVE_STATES, RUNNING_STATES, Domain, DomainConfig, Unknown
 from homeostat.api.virtualmachine import (
     Address,
     DiskStatus,
@@ -47,6 +48,21 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
         machine_type=_canonical(domain, old.machine_type),
         cpu_model=_cpu_model(domain, old.cpu_model),
         pending_changes=tuple(pending[:MAX_PENDING]),
+        migration=_migration(view),
+    )
+
+
+def _migration(view: VMView) -> MigrationInFlight | None:
+    """That the VM's controller knows of the migration: it is not begun before."""
+    found = view.migration
+    if found is None or (intent := found.status.intent) is None:
+        return None
+    return MigrationInFlight(
+        name=found.metadata.name,
+        uid=found.metadata.uid,
+        source=intent.source,
+        target=intent.target,
+        since=intent.time,
     )
 
 
@@ -69,7 +85,8 @@ def sentence(decision: Decision, since: datetime | None = None) -> str:
 def _seen(where: Whereabouts) -> tuple[HostView | None, Domain | None]:
     if not where.ours:
         return None, None
-    place = (where.active or where.ours)[0]
+    # In a migration two hosts have a process: what counts is the one whose CPUs run.
+    place = min(where.active or where.ours, key=lambda place: place.domain.state not in RUNNING_STATES)
     return place.host, place.domain
 
 
@@ -228,7 +245,7 @@ def _conflict(decision: Decision, message: str, where: Whereabouts) -> tuple[Tru
 
 
 def _running(row: reasons.Reason, reason: str, message: str, domain: Domain | None) -> tuple[Truth, str, str]:
-    if domain is not None and domain.state in ("Running", "Blocked", "ShuttingDown"):
+    if domain is not None and domain.state in RUNNING_STATES:
         return (
             "True",
             reason if row.running == "True" else "Running",

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from homeostat.api.actions import Action
 from homeostat.api.hypervisor import HypervisorSpec
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import Answer, HostFacts, Unknown
 
 
@@ -57,6 +58,8 @@ class VMView:
     failure: Failure | None = None
     addresses: tuple[tuple[str, str, str], ...] = ()
     """(interface in the guest, MAC, IP address) as the guest agent said last."""
+    migration: VirtualMachineMigration | None = None
+    """The migration in flight: it alone may touch the domain, on either host."""
 
 
 @dataclass(frozen=True, slots=True)

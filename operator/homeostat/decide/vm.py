@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The next step of a VirtualMachine: one action, or none and why.
 
-Read from top to bottom: who may touch it, where it is, then one of four cases: deleting, running, off, nowhere. No
-action follows from a cached answer: where a step would change a host, the hosts in question are looked at first and the
-decision is made again.
+Read from top to bottom: who may touch it, where it is, then one of five cases: migrating, deleting, running, off,
+nowhere. No action follows from a cached answer: where a step would change a host, the hosts in question are looked at
+first and the decision is made again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from homeostat.api import actions as act
 from homeostat.api.meta import FINALIZER, RECONCILE_ANNOTATION
-from homeostat.api.observed import ACTIVE_STATES, Domain, Owner, Unknown
+from homeostat.api.migration import VirtualMachineMigration
+from homeostat.api.observed import ACTIVE_STATES, RUNNING_STATES, Domain, Owner, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import runstrategy, wanted
 from homeostat.decide.placement import place, unwanted
@@ -50,6 +52,8 @@ def decide(vm: VirtualMachine, view: VMView, now: datetime) -> Decision:
     case = Case(vm, view, locate(vm, view), now)
     if vm.metadata.annotations.get(RECONCILE_ANNOTATION) == "disabled":
         return Decision(Say("DeletingDisabled" if deleting(vm) else "ReconcileDisabled"))
+    if view.migration is not None:
+        return _migrating(case, view.migration)
     if deleting(vm):
         return _delete(case)
     if len(case.where.active) > 1:
@@ -64,6 +68,36 @@ def decide(vm: VirtualMachine, view: VMView, now: datetime) -> Decision:
 def deleting(vm: VirtualMachine) -> bool:
     """Whether the object is being deleted."""
     return vm.metadata.deletion_timestamp is not None
+
+
+# In a migration
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _migrating(case: Case, migration: VirtualMachineMigration) -> Decision:
+    """Hands off, but for recording where the VM may be: only a migration whose target is recorded is begun."""
+    missing = [host for host in _ends(case, migration) if not _listed(case.vm, host)]
+    if missing:
+        return Decision(Say("Migrating"), act.RecordCandidates((*_recorded(case.vm), *map(candidate_of, missing))))
+    if FINALIZER not in case.vm.metadata.finalizers:
+        return Decision(Say("Migrating"), act.AddFinalizer())
+    detail = f"VirtualMachineMigration {migration.metadata.name} moves it"
+    if not any(place.domain.state in RUNNING_STATES for place in case.where.ours):
+        return Decision(Say("MigrationUndecided", detail))
+    stays = runstrategy_wants_process(case.vm) and not deleting(case.vm)
+    return Decision(Say("Migrating" if stays else "MigrationFirst", detail))
+
+
+def _ends(case: Case, migration: VirtualMachineMigration) -> list[HostView]:
+    intent = migration.status.intent
+    if intent is None:
+        return []
+    ends = ((intent.source, intent.source_uuid), (intent.target, intent.target_uuid))
+    return [host for end in ends if (host := host_of(case.view, *end)) is not None]
+
+
+def _recorded(vm: VirtualMachine) -> Iterator[act.Candidate]:
+    return (act.Candidate(each.hypervisor, each.uid, each.host_uuid) for each in vm.status.candidates)
 
 
 # Present on one host

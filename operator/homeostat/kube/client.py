@@ -90,6 +90,12 @@ class Client:
         where = path(kind, meta.get("namespace", ""), meta["name"])
         return await self.transport.request("PATCH", where, body=patch, content_type=JSON_PATCH)
 
+    async def delete(self, kind: type[Resource], seen: Object) -> None:
+        """Delete the object as it was read; one that has changed since, or is another one, is left (409)."""
+        meta = seen["metadata"]
+        body = {"preconditions": {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}}
+        await self.transport.request("DELETE", path(kind, meta.get("namespace", ""), meta["name"]), body=body)
+
     async def cluster_id(self) -> str:
         """What tells this cluster from others: the UID of the namespace kube-system."""
         namespace = await self.transport.request("GET", "/api/v1/namespaces/kube-system")

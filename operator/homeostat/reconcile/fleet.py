@@ -14,6 +14,7 @@ from datetime import datetime
 
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.meta import FINALIZER
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import HostAnswer
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
@@ -59,11 +60,13 @@ class Fleet:
     informers: dict[str, HostInformer] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # Hypervisor -> what its credentials lack
     vms: dict[Key, VirtualMachine] = field(default_factory=dict)
+    migrations: dict[Key, VirtualMachineMigration] = field(default_factory=dict)
     _keys: dict[str, Key] = field(default_factory=dict)  # domain UUID -> VM
     _claims: dict[Key, Claim] = field(default_factory=dict)
     _assumed: dict[Key, frozenset[str]] = field(default_factory=dict)
     _cpus: Counter[str] = field(default_factory=Counter)  # host UUID -> CPUs claimed by VMs
     _memory: Counter[str] = field(default_factory=Counter)
+    _migrations: defaultdict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))  # VM -> its migrations
     _names: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # host UUID -> Hypervisors
 
     # VMs
@@ -118,6 +121,20 @@ class Fleet:
         """VMs that wait for a host that fits."""
         return (key for key, vm in self.vms.items() if vm.status.reason in WAITING)
 
+    # Migrations
+    def note_migration(self, key: Key, migration: VirtualMachineMigration | None) -> None:
+        """Take note of a migration as read or heard of last; None: it is gone."""
+        old = self.migrations.pop(key, None)
+        if old is not None:
+            self._migrations[key[0], old.spec.vm_ref.name].discard(key)
+        if migration is not None:
+            self.migrations[key] = migration
+            self._migrations[key[0], migration.spec.vm_ref.name].add(key)
+
+    def migrations_of(self, vm: Key) -> list[VirtualMachineMigration]:
+        """The migrations of a VM, by name."""
+        return [self.migrations[key] for key in sorted(self._migrations.get(vm, ()))]
+
     # Hypervisors
     def note_hypervisor(self, name: str, hypervisor: Hypervisor | None) -> None:
         """Take note of a Hypervisor as read or heard of last; None: it is gone."""
@@ -136,6 +153,13 @@ class Fleet:
         if missing is None or answer.reachable:  # a connection that is there needs no credentials any more
             return answer
         return replace(answer, reachable=False, reason="CredentialsMissing", message=missing)
+
+    def speaking_for(self, name: str, host_uuid: str) -> Hypervisor | None:
+        """The Hypervisor of a host: the one of this name if it is still that host, else another one of it."""
+        named = self.hypervisors.get(name)
+        if named is not None and self.host_uuid(named) == host_uuid:
+            return named
+        return next((self.hypervisors[each] for each in sorted(self._names.get(host_uuid, ()))), None)
 
     def host_uuid(self, hypervisor: Hypervisor) -> str:
         """The identity of a host that is believed; "" before the first contact."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator: two controllers, their source of events, and what wakes whom."""
+"""The operator: three controllers, their source of events, and what wakes whom."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from homeostat.api.hypervisor import Hypervisor
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide.migration import ended
 from homeostat.hosts.driver import Driver
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
@@ -20,6 +22,7 @@ from homeostat.kube.source import Source
 from homeostat.kube.transport import Transport
 from homeostat.reconcile.fleet import Fleet
 from homeostat.reconcile.hypervisor import HypervisorReconciler
+from homeostat.reconcile.migration import MigrationReconciler
 from homeostat.reconcile.settings import Settings
 from homeostat.reconcile.vm import VMReconciler
 from homeostat.runtime.controller import Controller, Key
@@ -47,6 +50,7 @@ class Operator:
         self._recorder = Recorder(transport, now)
         self.hypervisors: Controller | None = None
         self.vms: Controller | None = None
+        self.migrations: Controller | None = None
 
     async def run(self) -> None:
         """Work until cancelled; raises when the API server does not answer at first."""
@@ -55,6 +59,9 @@ class Operator:
             self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._driver, self._host_changed
         )
         vm = VMReconciler(self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._wake_vm)
+        migration = MigrationReconciler(
+            self.client, self.fleet, self._recorder, self.settings, self._now, self._wake_migration
+        )
         resync = self.settings.resync_seconds
         self.hypervisors = Controller(
             "hypervisor", hypervisor.reconcile, keys=self._hypervisor_keys, workers=4, resync_seconds=resync
@@ -62,13 +69,20 @@ class Operator:
         self.vms = Controller(
             "virtualmachine", vm.reconcile, keys=self._vm_keys, workers=self.settings.vm_workers, resync_seconds=resync
         )
+        self.migrations = Controller(
+            "virtualmachinemigration",
+            migration.reconcile,
+            keys=self._migration_keys,
+            workers=self.settings.migration_workers,
+            resync_seconds=resync,
+        )
+        plurals = (Hypervisor.plural, VirtualMachine.plural, VirtualMachineMigration.plural)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(
-                    self._source.run((Hypervisor.plural, VirtualMachine.plural), self._seen), name="source"
-                )
+                group.create_task(self._source.run(plurals, self._seen), name="source")
                 group.create_task(self.hypervisors.run(), name="hypervisors")
-                group.create_task(self._vms_after_hypervisors(), name="virtualmachines")
+                group.create_task(self._migrations_after_hypervisors(), name="migrations")
+                group.create_task(self._vms_after_the_others(), name="virtualmachines")
         finally:
             await asyncio.gather(
                 *(informer.close() for informer in self.fleet.informers.values()), return_exceptions=True
@@ -77,13 +91,21 @@ class Operator:
     @property
     def synced(self) -> bool:
         """Whether both kinds were listed since the start."""
-        return all(each is not None and each.synced.is_set() for each in (self.hypervisors, self.vms))
+        controllers = (self.hypervisors, self.vms, self.migrations)
+        return all(each is not None and each.synced.is_set() for each in controllers)
 
-    async def _vms_after_hypervisors(self) -> None:
-        # A VM decided on before any Hypervisor is known would be told that there is no host.
+    async def _migrations_after_hypervisors(self) -> None:
         assert self.hypervisors is not None
-        assert self.vms is not None
+        assert self.migrations is not None
         await self.hypervisors.synced.wait()
+        await self.migrations.run()
+
+    async def _vms_after_the_others(self) -> None:
+        # A VM decided on before any Hypervisor is known would be told that there is no host, and one decided on before
+        # its migration is known could be taken for one that runs twice.
+        assert self.migrations is not None
+        assert self.vms is not None
+        await self.migrations.synced.wait()
         await self.vms.run()
 
     async def _hypervisor_keys(self) -> Iterable[Key]:
@@ -101,17 +123,28 @@ class Operator:
             self.fleet.note_vm(key, there.get(key))
         return list(there)
 
+    async def _migration_keys(self) -> Iterable[Key]:
+        items = [_parsed(VirtualMachineMigration, item) for item in await self.client.list_all(VirtualMachineMigration)]
+        there = {(item.metadata.namespace, item.metadata.name): item for item in items if item is not None}
+        for key in self.fleet.migrations.keys() | there.keys():
+            self.fleet.note_migration(key, there.get(key))
+        return list(there)
+
     def _seen(self, plural: str, kind: str, item: dict[str, Any]) -> None:
         """An event: note the object, and look at what it may matter to."""
         meta = item["metadata"]
-        if plural == Hypervisor.plural:
-            if self.hypervisors is not None:
-                self.hypervisors.queue.add(("", meta["name"]))
+        key, there = (meta.get("namespace", ""), meta["name"]), kind != "DELETED"
+        if self.hypervisors is None or self.vms is None or self.migrations is None:
             return
-        key = (meta.get("namespace", ""), meta["name"])
-        self.fleet.note_vm(key, None if kind == "DELETED" else _parsed(VirtualMachine, item))
-        if self.vms is not None:
-            self.vms.queue.add(key)
+        if plural == Hypervisor.plural:
+            self.hypervisors.queue.add(key)
+        elif plural == VirtualMachine.plural:
+            self.fleet.note_vm(key, _parsed(VirtualMachine, item) if there else None)
+            self._wake_vm(key)
+        else:
+            self.fleet.note_migration(key, _parsed(VirtualMachineMigration, item) if there else None)
+            self.migrations.queue.add(key)
+            self.vms.queue.add((key[0], item["spec"]["vmRef"]["name"]))
 
     def _room_changed(self, hypervisors: frozenset[str]) -> None:
         """Hosts' figures change, and what waits for room may fit now."""
@@ -122,9 +155,17 @@ class Operator:
         for key in self.fleet.waiting():
             self.vms.queue.add(key)
 
-    def _wake_vm(self, key: Key) -> None:
-        if self.vms is not None:
-            self.vms.queue.add(key)
+    def _wake_vm(self, key: Key, *, resync: bool = False) -> None:
+        """Look at a VM, and at its migrations."""
+        if self.vms is not None and self.migrations is not None:
+            self.vms.queue.add(key, resync=resync)
+            for migration in self.fleet.migrations_of(key):
+                if not ended(migration):
+                    self.migrations.queue.add((key[0], migration.metadata.name), resync=resync)
+
+    def _wake_migration(self, key: Key) -> None:
+        if self.migrations is not None:
+            self.migrations.queue.add(key)
 
     def _host_changed(self, hypervisor: str, uuids: set[str] | None) -> None:
         """Something changed on a host: look at these domains' VMs, or at all VMs."""

@@ -21,11 +21,16 @@ class Settings:
     api_timeout_seconds: float = 30.0
     vm_workers: int = 256
     """VMs that are looked at at once: so many that those of a host that falls silent leave some for the others."""
+    migration_workers: int = 32
     host_calls: int = 8
     settle_seconds: float = 5.0
     """How long a passing state of a VM may last before it is written down."""
     hypervisor_write_seconds: float = 10.0
     """The least time between two writes of one Hypervisor's status that only change figures."""
+    migration_grace_seconds: float = 60.0
+    """For how long the same has to be seen on both hosts before a migration ends a process or removes a definition."""
+    migration_write_seconds: float = 5.0
+    """The least time between two writes of one migration's status that only change its progress."""
     secret_resync_seconds: float = 60.0
     """How long a changed credentials Secret may go unnoticed."""
     lease_seconds: int = 15

@@ -17,9 +17,11 @@ from pydantic import ValidationError
 from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import Present
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import report
+from homeostat.decide.migration import in_flight
 from homeostat.decide.view import Decision, Failure, VMView
 from homeostat.decide.vm import decide
 from homeostat.hosts.driver import HostError, HostUnreachable
@@ -68,7 +70,7 @@ class VMReconciler:
             return Result()
         vm = self._parsed(seen)
         self._fleet.note_vm(key, vm)
-        view, decision = await self._decide(key, vm)
+        view, decision = await self._decide(key, vm, await self._migration(key, vm))
         self._ask_addresses(key, view)
         meanwhile = functools.partial(self._report, key, vm, seen, view, decision)
         acted = await self._perform(key, seen, decision, meanwhile)
@@ -114,9 +116,25 @@ class VMReconciler:
                 return
         self._addresses.forget(key)
 
-    async def _decide(self, key: Key, vm: VirtualMachine) -> tuple[VMView, Decision]:
+    async def _migration(self, key: Key, vm: VirtualMachine) -> VirtualMachineMigration | None:
+        """The migration in flight, read now: a late event must not show one that has ended, nor hide one.
+
+        None begins before status.migration names it, so the one that is named there comes first.
+        """
+        named, known = vm.status.migration, in_flight(self._fleet.migrations_of(key), vm)
+        names = dict.fromkeys([*([named.name] if named else []), *([known.metadata.name] if known else [])])
+        try:
+            found = [await self._client.get(VirtualMachineMigration, key[0], name) for name in names]
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the VM's migration could not be read: {error}") from error
+        return in_flight([VirtualMachineMigration.model_validate(each) for each in found if each is not None], vm)
+
+    async def _decide(
+        self, key: Key, vm: VirtualMachine, migration: VirtualMachineMigration | None
+    ) -> tuple[VMView, Decision]:
         """Decide on what the caches say; where that would change a host, ask the hosts and decide again."""
         view = self._with_memory(key, observe.from_caches(self._fleet, key, vm, self._cluster))
+        view = replace(view, migration=migration)
         for _ in range(MAX_LOOKS):
             decision = decide(vm, view, self._now())
             if decision.look is None:

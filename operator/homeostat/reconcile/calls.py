@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls that last as long as what they do: no pass waits for one, and what it said in the end decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from homeostat.decide.migration import CallEnded
+from homeostat.hosts.driver import HostError
+from homeostat.hosts.migration import MigrationRefused
+from homeostat.runtime.controller import Key
+
+
+class Calls:
+    """At most one call for each key; `done` is called with the key when one has ended."""
+
+    def __init__(self, done: Callable[[Key], None]) -> None:
+        self._done = done
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._ended: dict[Key, CallEnded] = {}
+
+    def begin(self, key: Key, call: Coroutine[Any, Any, None]) -> None:
+        """Have `call` run beside everything else."""
+        self._ended.pop(key, None)
+        self._tasks[key] = asyncio.create_task(self._run(key, call), name=f"migrate-{'/'.join(key)}")
+
+    def calling(self, key: Key) -> bool:
+        """Whether the call of a key has not returned yet."""
+        return key in self._tasks
+
+    def ended(self, key: Key) -> CallEnded | None:
+        """What the last call of a key said, None while it lasts, or when this process made none."""
+        return self._ended.get(key)
+
+    def forget(self, key: Key) -> None:
+        """Stop waiting for the call of a key, which goes on, and forget what it said."""
+        self._ended.pop(key, None)
+        if (task := self._tasks.pop(key, None)) is not None:
+            task.cancel()
+
+    async def _run(self, key: Key, call: Coroutine[Any, Any, None]) -> None:
+        try:
+            await call
+            ended = CallEnded("")
+        except HostError as error:
+            ended = CallEnded(error.message, refused=isinstance(error, MigrationRefused))
+        self._tasks.pop(key, None)
+        self._ended[key] = ended
+        self._done(key)

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over one VirtualMachineMigration."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from homeostat.api import actions as act
+from homeostat.api import reasons
+from homeostat.api.meta import FINALIZER, Resource, condition
+from homeostat.api.migration import (
+    IntentStatus,
+    MarksStatus,
+    ObservationStatus,
+    VirtualMachineMigration,
+    VirtualMachineMigrationStatus,
+)
+from homeostat.api.migration_policy import EffectivePolicy
+from homeostat.api.observed import Unknown
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import hypervisor as verdicts
+from homeostat.decide import migration_report as report
+from homeostat.decide import wanted
+from homeostat.decide.migration import MigrationDecision, MigrationView, decide, ended, first_seen
+from homeostat.decide.migration_policy import WAIT, Progress, advise, effective
+from homeostat.decide.migration_request import request, stops
+from homeostat.decide.migration_table import Side
+from homeostat.decide.view import Say
+from homeostat.hosts.driver import HostError
+from homeostat.hosts.migration import Job, Out
+from homeostat.hosts.perform import perform_migration
+from homeostat.kube.client import Client
+from homeostat.kube.events import Recorder
+from homeostat.kube.transport import ApiError, ApiUnreachable
+from homeostat.reconcile.calls import Calls
+from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.settings import Settings
+from homeostat.runtime.controller import Key, Result, Retry
+
+log = logging.getLogger(__name__)
+STATUS_MANAGER = "homeostat-migration"
+LONG = (act.Migrate, act.ResumePostCopy)
+"""Actions whose call lasts as long as the migration."""
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over a migration that has an intent: the object as read, what it says, and what was seen."""
+
+    key: Key
+    seen: Object
+    migration: VirtualMachineMigration
+    intent: IntentStatus
+    view: MigrationView
+    progress: Progress | None
+
+
+class MigrationReconciler:
+    """Reconciles VirtualMachineMigrations. What it keeps between passes only paces it: losing it costs a repetition."""
+
+    def __init__(
+        self,
+        client: Client,
+        fleet: Fleet,
+        recorder: Recorder,
+        settings: Settings,
+        now: Callable[[], datetime],
+        wake: Callable[[Key], None],
+    ) -> None:
+        self._client, self._fleet, self._recorder, self._settings, self._now = client, fleet, recorder, settings, now
+        self._calls = Calls(wake)
+        self._lowest: dict[Key, tuple[int, float]] = {}  # the least that was left to copy, and since when
+        self._written: dict[Key, float] = {}  # when a status was last written
+
+    async def reconcile(self, key: Key) -> Result:
+        """Read, plan or go on: look at both hosts, decide, report, perform one action."""
+        seen = await self._read(key)
+        if seen is None:
+            return Result()
+        migration = self._parsed(seen)
+        self._fleet.note_migration(key, migration)
+        if ended(migration):
+            return await self._expire(key, migration, seen)
+        vm = await self._vm(migration)
+        if migration.status.intent is None:
+            return await self._plan(migration, seen, vm)
+        current = await self._observe(key, seen, migration, migration.status.intent, vm)
+        return await self._carry_out(current, decide(migration, current.intent, current.view))
+
+    # Reading
+
+    async def _read(self, key: Key) -> Object | None:
+        seen = await self._get(VirtualMachineMigration, *key)
+        if seen is None:
+            self._fleet.note_migration(key, None)
+            self._forget(key)
+        return seen
+
+    async def _get(self, kind: type[Resource], namespace: str, name: str) -> Object | None:
+        try:
+            return await self._client.get(kind, namespace, name)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"{kind.__name__} {name} could not be read: {error}") from error
+
+    @staticmethod
+    def _parsed(seen: Object) -> VirtualMachineMigration:
+        try:
+            return VirtualMachineMigration.model_validate(seen)
+        except ValidationError as error:
+            raise Retry("the migration cannot be read: " + "; ".join(each["msg"] for each in error.errors())) from error
+
+    async def _vm(self, migration: VirtualMachineMigration) -> VirtualMachine | None:
+        seen = await self._get(VirtualMachine, migration.metadata.namespace, migration.spec.vm_ref.name)
+        return None if seen is None else VirtualMachine.model_validate(seen)
+
+    def _forget(self, key: Key) -> None:
+        self._calls.forget(key)
+        self._lowest.pop(key, None)
+        self._written.pop(key, None)
+
+    # Planning
+
+    async def _plan(self, migration: VirtualMachineMigration, seen: Object, vm: VirtualMachine | None) -> Result:
+        """Choose the target and write down what is about to be done; libvirt is asked in a later pass."""
+        if migration.metadata.deletion_timestamp is not None:
+            return await self._let_go(_key(migration), seen)
+        if FINALIZER not in migration.metadata.finalizers:
+            seen = await self._finalizers(self._client.add_finalizer, seen)
+        assert vm is not None and migration.spec.target and migration.spec.target.host
+        target = self._fleet.hypervisors[migration.spec.target.host]
+        source = self._fleet.hypervisors[str(vm.status.host)]
+        now = self._now()
+        intent = IntentStatus(
+            source=source.metadata.name,
+            source_uuid=self._fleet.host_uuid(source),
+            target=target.metadata.name,
+            target_uuid=self._fleet.host_uuid(target),
+            attempt=migration.metadata.uid,
+            domain_uuid=wanted.domain_uuid(vm),
+            time=now,
+            started_paused="Enabled"
+            if migration.spec.policy and migration.spec.policy.switchover == "Confirmed"
+            else "Disabled",
+        )
+        policy = effective(migration.spec.policy, source.spec.migration.policy, target_tls=False, post_copy=True)
+        assert not isinstance(policy, str), policy
+        status = report.planned(migration, Say("Preparing"), now).model_copy(
+            update={"intent": intent, "policy": policy}
+        )
+        await self._write(migration, seen, status)
+        return Result(0.0)
+
+    # Looking
+
+    async def _observe(
+        self,
+        key: Key,
+        seen: Object,
+        migration: VirtualMachineMigration,
+        intent: IntentStatus,
+        vm: VirtualMachine | None,
+    ) -> Pass:
+        """Ask the source, then the target: one that has nothing after the other was seen without a job gets nothing."""
+        told, now = migration.status.decision, self._now()
+        source, job = await self._look(intent.source, intent.source_uuid, intent, told.source if told else None)
+        target, _ = await self._look(intent.target, intent.target_uuid, intent, told.target if told else None)
+        progress = self._progress(key, migration, intent, job) if isinstance(job, Out) else None
+        policy = migration.status.policy or EffectivePolicy()
+        view = MigrationView(
+            source,
+            target,
+            since=first_seen(migration, source, target, now),
+            now=now,
+            grace=self._settings.migration_grace_seconds,
+            request=self._request(migration, intent, policy),
+            calling=self._calls.calling(key),
+            ended=self._calls.ended(key),
+            listed=vm is not None and _acknowledged(vm, migration, intent),
+            vm_stops=stops(vm),
+            advice=advise(policy, progress) if progress else WAIT,
+        )
+        return Pass(key, seen, migration, intent, view, progress)
+
+    def _request(
+        self, migration: VirtualMachineMigration, intent: IntentStatus, policy: EffectivePolicy
+    ) -> act.Migrate:
+        target = self._fleet.speaking_for(intent.target, intent.target_uuid)
+        if target is None:  # then the target is unknown, and nothing is asked for
+            return act.Migrate(intent.source, intent.domain_uuid, intent.target, "")
+        return request(intent, policy, migration.spec.storage_copy, target.spec)
+
+    async def _look(
+        self, name: str, host_uuid: str, intent: IntentStatus, old: ObservationStatus | None
+    ) -> tuple[Side, Job | Unknown | None]:
+        hypervisor = self._fleet.speaking_for(name, host_uuid)
+        if hypervisor is None:
+            return Unknown("HypervisorMissing", f"no Hypervisor speaks for the host of {name}"), None
+        name = hypervisor.metadata.name
+        informer = self._fleet.informers.get(name)
+        if informer is None:
+            return Unknown("HostNotAsked", f"Hypervisor {name} is not connected"), None
+        found = await informer.look(intent.domain_uuid, "", job=True)
+        released = verdicts.released(hypervisor, self._fleet.answer(name))
+        return report.side_of(found.answer, _word(found.job), old, released=released), found.job
+
+    def _progress(self, key: Key, migration: VirtualMachineMigration, intent: IntentStatus, job: Out) -> Progress:
+        marks, now = migration.status.marks or MarksStatus(), asyncio.get_running_loop().time()
+        lowest, since = self._lowest.get(key, (job.remaining, now))
+        if job.remaining < lowest or key not in self._lowest:
+            lowest, since = min(job.remaining, lowest), now
+        self._lowest[key] = (lowest, since)
+        return Progress(
+            elapsed=job.elapsed / 1000,
+            iteration=job.iteration,
+            remaining=job.remaining,
+            size=job.total,
+            dirty_rate=job.dirty_rate * job.page_size,
+            bandwidth=job.bytes_per_second,
+            downtime_limit_ms=job.max_downtime,
+            stalled=now - since,
+            post_copy=intent.post_copy == "Enabled",
+            suspended=marks.force_completed is not None,
+            switched=marks.post_copy is not None,
+        )
+
+    # Acting
+
+    async def _carry_out(self, current: Pass, decision: MigrationDecision) -> Result:
+        """Write down what cannot be read back, then act; a source that runs beside its target is stopped at once."""
+        urgent = isinstance(decision.action, act.Suspend) and decision.ambiguous
+        if urgent:
+            await self._perform(current, decision.action)
+        seen = await self._report(current, decision)
+        if not urgent:
+            await self._perform(current, decision.action)
+        if decision.finished:
+            return await self._let_go(current.key, seen)
+        return Result(decision.requeue_after)
+
+    async def _perform(self, current: Pass, action: act.MigrationAction | None) -> None:
+        """Carry out the action, if any. What it returned proves nothing: both hosts are looked at."""
+        if action is None:
+            return
+        host = action.request.host if isinstance(action, act.ResumePostCopy) else action.host
+        hypervisor = self._fleet.speaking_for(host, _identity(current.intent, host))
+        informer = self._fleet.informers.get(hypervisor.metadata.name) if hypervisor else None
+        if informer is None or informer.connection is None:
+            raise Retry(f"Hypervisor {host} is not connected")
+        log.info("%s on %s", type(action).__name__, host, extra={"action": type(action).__name__})
+        call = perform_migration(action, informer.connection)
+        if isinstance(action, LONG):
+            self._calls.begin(current.key, call)
+            return
+        try:
+            await call
+        except HostError as error:
+            log.info("%s was refused, or not answered: %s", type(action).__name__, error.message)
+
+    # Reporting
+
+    async def _report(self, current: Pass, decision: MigrationDecision) -> Object:
+        """Write the status: a change of the decision at once, mere progress every few seconds."""
+        old, now = current.migration.status, asyncio.get_running_loop().time()
+        status = report.status(current.migration, current.view, decision)
+        if current.progress is not None:
+            status = status.model_copy(update={"progress": report.progress(current.progress)})
+        if status.wire() == old.wire():
+            return current.seen
+        left = self._written.get(current.key, -1e9) + self._settings.migration_write_seconds - now
+        if left > 0 and status.wire(exclude={"progress"}) == old.wire(exclude={"progress"}):
+            return current.seen
+        self._written[current.key] = now
+        return await self._write(current.migration, current.seen, status)
+
+    async def _write(
+        self, migration: VirtualMachineMigration, seen: Object, status: VirtualMachineMigrationStatus
+    ) -> Object:
+        try:
+            written = await self._client.apply_status(VirtualMachineMigration, seen, status.wire(), STATUS_MANAGER)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the status could not be written: {error}") from error
+        self._fleet.note_migration(_key(migration), VirtualMachineMigration.model_validate(written))
+        await self._tell(migration, seen, status)
+        return written
+
+    async def _tell(
+        self, migration: VirtualMachineMigration, seen: Object, status: VirtualMachineMigrationStatus
+    ) -> None:
+        """An Event for each transition of the reason."""
+        if status.reason is None or status.reason == migration.status.reason:
+            return
+        row = reasons.MIGRATION[status.reason]
+        found = condition(status.conditions, "Succeeded")
+        text = found.message if found else row.sentence()
+        log.info("is %s: %s", row.state, text)
+        warning = row.ready == "False" or row.state == "Ambiguous"
+        await self._recorder.record("VirtualMachineMigration", seen, status.reason, text, warning=warning)
+
+    # The end
+
+    async def _let_go(self, key: Key, seen: Object) -> Result:
+        """The attempt has ended: nothing holds the object any more."""
+        self._forget(key)
+        if FINALIZER in seen["metadata"].get("finalizers", []):
+            await self._finalizers(self._client.remove_finalizer, seen)
+        return Result(0.0)
+
+    async def _expire(self, key: Key, migration: VirtualMachineMigration, seen: Object) -> Result:
+        if FINALIZER in migration.metadata.finalizers:
+            return await self._let_go(key, seen)
+        expiry = report.expiry(migration)
+        if expiry is None:
+            return Result()
+        left = (expiry - self._now()).total_seconds()
+        if left > 0:
+            return Result(left)
+        try:
+            await self._client.delete(VirtualMachineMigration, seen)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the migration has expired and could not be deleted: {error}") from error
+        return Result()
+
+    async def _finalizers(self, change: Callable[..., Awaitable[Object]], seen: Object) -> Object:
+        try:
+            return await change(VirtualMachineMigration, seen, FINALIZER)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"the finalizer could not be changed: {error}") from error
+
+
+def _key(migration: VirtualMachineMigration) -> Key:
+    return migration.metadata.namespace, migration.metadata.name
+
+
+def _word(job: Job | Unknown | None) -> str | None:
+    return None if job is None else type(job).__name__
+
+
+def _identity(intent: IntentStatus, host: str) -> str:
+    return intent.source_uuid if host == intent.source else intent.target_uuid
+
+
+def _acknowledged(vm: VirtualMachine, migration: VirtualMachineMigration, intent: IntentStatus) -> bool:
+    """Whether the VM's controller knows of this migration, keeps its hands off, and has recorded the target."""
+    known = vm.status.migration is not None and vm.status.migration.uid == migration.metadata.uid
+    return known and any(candidate.host_uuid == intent.target_uuid for candidate in vm.status.candidates)

@@ -127,6 +127,29 @@ async def moving_and_starting_paused(rig: Rig) -> Seen:
 
 
 @probe
+async def moving_what_is_paused(rig: Rig) -> Seen:
+    move = await moving(rig)
+    await rig.host.suspend(move.number)
+    await move.begin()
+    seen: Seen = [await move.seen()]
+    await rig.host.abort_job(move.number)
+    seen.extend((await move.outcome(), await move.seen()))
+    await move.begin()
+    await rig.two.mute()
+    await move.switch()
+    return [*seen, await move.outcome(), await move.seen()]
+
+
+@probe
+async def moving_what_is_paused_on_the_way(rig: Rig) -> Seen:
+    move = await moving(rig)
+    await move.begin()
+    await rig.host.suspend(move.number)
+    await move.switch()
+    return [await move.outcome(), await move.seen()]
+
+
+@probe
 async def moves_that_are_not_begun(rig: Rig) -> Seen:
     move = await moving(rig)
     wrong: list[dict[str, Any]] = [

@@ -342,7 +342,7 @@ class Host:
                 raise not_running()
             if record.state == "Running":
                 (await self.monitor(record)).pause()
-                self._set(record, "Paused", "User", "LIFECYCLE")
+                self._set(record, "Paused", "Migration" if record.doing else "User", "LIFECYCLE")
 
     async def resume(self, uuid: str) -> None:
         """Connection.resume."""

@@ -40,6 +40,7 @@ class Migration:
         self.incoming: Record | None = None
         self.point = "begun"
         self.post_copy = self.aborted = False
+        self.paused = record.state == "Paused"
         self.speed = float(request.bandwidth_mib_s or FAST_MIB_S)
         self.downtime = request.max_downtime_ms
         self.iteration, self.sent, self.left = 1, 0.0, float(_process(record).memory_mib)
@@ -158,7 +159,8 @@ class Migration:
         process = _process(self.record)
         process.pause()
         process.hand_over()
-        self.source.shows(self.record, "Paused", "Postcopy" if self.post_copy else "Migration")
+        if not self.paused:
+            self.source.shows(self.record, "Paused", "Postcopy" if self.post_copy else "Migration")
         if self.post_copy:
             return
         self._reach("paused")
@@ -167,15 +169,17 @@ class Migration:
         self._reach("performed")
 
     async def _converged(self) -> bool:
-        """One iteration, or the part of it until something was changed; whether the guest can be stopped."""
+        """One iteration over the memory; whether what is left then can be sent while the guest stands still."""
         begun = self._now()
-        while self.left > 0 and self.left / self.speed * 1000 > self.downtime and not self.post_copy:
+        self._check()
+        while not (self.post_copy or self._short()):
             await self._pass(min(self.left / self.speed, TICK_SECONDS), steerable=True)
             self.account()
-        if self.post_copy or self.left > 0:
-            return True
-        self.left = min(self.dirty * (self._now() - begun), self.total * 0.75)
+        self.left = min(self.left + self.dirty * (self._now() - begun), self.total)
         self.iteration += 1
+        return self.post_copy or self._short()
+
+    def _short(self) -> bool:
         return self.left / self.speed * 1000 <= self.downtime
 
     async def _finish(self) -> None:
@@ -198,7 +202,7 @@ class Migration:
         assert kept is not None
         incoming.persistent = self._definition(self.request.persistent_xml, kept)
         process.carry_on(_process(self.record))
-        if self.request.start_paused:
+        if self.request.start_paused or self.paused:
             incoming.doing = None
             target.shows(incoming, "Paused", "User")
             return
@@ -264,11 +268,12 @@ class Migration:
         """The source's daemon is gone: the target notices at once, or by silence when the host or its link is gone."""
         if self.post_copy and self.point in ("finishing", "finished"):
             return
-        at_once = self.source.linked.is_set() and not self._deaf()
-        self.source.effects.later(0 if at_once else SILENCE_SECONDS, self._let_go)
-
-    def _deaf(self) -> bool:
-        return self.target is not None and not self.target.linked.is_set()
+        if self.target is None:
+            return
+        linked = self.source.linked.is_set() and self.target.linked.is_set()
+        # What is refused does not arrive, but a reset does, in answer to the next thing the target says.
+        seconds = SILENCE_SECONDS if not linked else SILENCE_SECONDS / 6 if self.target.refusing else 0
+        self.source.effects.later(seconds, self._let_go)
 
     def _let_go(self) -> None:
         """The target ends what is still incoming: libvirt's auto-destroy."""
@@ -276,7 +281,7 @@ class Migration:
         if incoming is not None and self._target.daemon_up and isinstance(incoming.doing, In):
             process, incoming.doing = incoming.process, None
             if process is not None:
-                process.end("Failed")
+                process.end("Crashed")
 
     # Time -------------------------------------------------------------------------------------------------------------
 

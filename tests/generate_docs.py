@@ -243,6 +243,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "migration-overview": migration_overview,
     "migration-reasons": migration_sections,
     "migration-rows": migration_rows,
+    "migratable-reasons": lambda: table(
+        ("Reason", "Meaning"), ((f"`{name}`", text) for name, text in reasons.MIGRATABLE.items())
+    ),
     "other-reasons": other_reasons,
     "reachable-reasons": reachable_reasons,
     "run-strategy-served": lambda: run_strategies(served=True),

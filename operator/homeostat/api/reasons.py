@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from homeostat.api.reason import Reason
 from homeostat.api.reasons_hypervisor import HYPERVISOR
-from homeostat.api.reasons_migration import MIGRATION
+from homeostat.api.reasons_migration import MIGRATABLE, MIGRATION
 from homeostat.api.reasons_vm import VM
 
-__all__ = ["HYPERVISOR", "MIGRATION", "OTHER", "VM", "Reason"]
+__all__ = ["HYPERVISOR", "MIGRATABLE", "MIGRATION", "OTHER", "VM", "Reason"]
 
 OTHER = {
     "NotStalled": "Nothing waits for a change of the spec.",

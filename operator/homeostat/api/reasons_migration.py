@@ -220,3 +220,34 @@ MIGRATION: dict[str, Reason] = {
     "UnknownDisk": _failed("spec.storageCopy names a disk that the VM does not have."),
     "NoPeerURI": _failed("The source has no address of the target's libvirt."),
 }
+
+MIGRATABLE: dict[str, str] = {
+    "Migratable": "The VM can be moved live; the message names a host that it can go to.",
+    "NotRunning": "Only a running VM can be moved live.",
+    "HostsUnknown": "No other host was asked yet, or none answers: whether it can be moved cannot be said.",
+    "NoOtherHost": "There is no other Hypervisor.",
+    "PlacementForbids": "spec.placement admits no other host.",
+    "LocalDisk": "A disk is on storage that the other host does not share: a migration has to copy it.",
+    "StorageNotProved": "Both hosts declare the same storage, and the other one does not see the source's mark on it.",
+    "ImageNotShared": "The image under a disk is on storage that the other host does not share.",
+    "KernelNotShared": "Kernel or initrd are on storage that the other host does not share: another one there would not"
+    " be noticed.",
+    "DiskCache": "A disk's cache mode keeps data in the source's memory; libvirt moves only none and directsync.",
+    "HostDevice": "A device of the host is passed to the guest.",
+    "TPM": "The guest has a TPM, whose state stays on the source.",
+    "NVRAM": "The guest's firmware variables stay on the source, and a start elsewhere would make blank ones.",
+    "SeedISO": "A CD-ROM is on storage that the other host does not share.",
+    "Acceleration": "The other host runs guests in another way: KVM, or Emulation.",
+    "CPUModel": "The other host cannot run the guest's CPU model.",
+    "MachineType": "The other host's QEMU does not have the guest's machine type.",
+    "OlderQEMU": "The other host's QEMU is older than the one the guest runs in.",
+    "NoPool": "The other host does not offer a pool of the VM, or not to this namespace.",
+    "NoNetwork": "The other host does not offer a network of the VM, or not to this namespace.",
+    "DifferentMTU": "A network's MTU is another one on the other host: large packets of the guest would vanish.",
+    "Transient": "The domain has no persistent definition yet.",
+    "PendingDetach": "A device was asked to be removed and the guest has not let go of it.",
+    "ManagedSave": "A memory image that somebody saved is in the way.",
+    "Snapshots": "libvirt has metadata of snapshots, and moves no domain that has any.",
+    "BlockJob": "A disk is being copied or merged.",
+}
+"""Reasons of a VM's condition Migratable."""

@@ -18,6 +18,7 @@ from homeostat.api.migration import (
 )
 from homeostat.api.observed import ACTIVE_STATES, Absent, Answer, Present, Unknown
 from homeostat.decide.migration import MigrationDecision, MigrationView
+from homeostat.decide.migration_plan import Plan
 from homeostat.decide.migration_policy import MIB, Progress
 from homeostat.decide.migration_table import OutOfService, Seen, Side, kind
 from homeostat.decide.view import Say
@@ -76,15 +77,20 @@ def status(
     )
 
 
-def planned(migration: VirtualMachineMigration, say: Say, now: datetime) -> VirtualMachineMigrationStatus:
-    """The whole status of a migration that has no intent yet, or will have none."""
-    old, row = migration.status, reasons.MIGRATION[say.reason]
+def planned(migration: VirtualMachineMigration, plan: Plan, now: datetime) -> VirtualMachineMigrationStatus:
+    """The whole status of a migration that has no intent yet, with the one that it is to have."""
+    old, say = migration.status, plan.say
+    row = reasons.MIGRATION[say.reason]
     return old.model_copy(
         update={
             "observed_generation": migration.metadata.generation,
             "phase": row.state,
             "reason": say.reason,
             "since": old.since if old.since and (old.phase, old.reason) == (row.state, say.reason) else now,
+            "source": plan.source or old.source,
+            "target": plan.target or old.target,
+            "intent": plan.intent,
+            "policy": plan.policy,
             "completion_time": old.completion_time or (now if row.ready != "Unknown" else None),
             "conditions": conditions(migration, say, now),
         }

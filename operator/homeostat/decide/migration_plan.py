@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A migration before libvirt is asked: whether it makes sense, where it goes, whose turn it is, what is written down.
+
+Everything that is wrong with it is a sentence. Nothing is done to a host here but for the mark that proves shared
+storage. Plans are to be made one at a time: two at once would both take the last place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from urllib.parse import urlsplit
+
+from homeostat.api import actions as act
+from homeostat.api.hypervisor import HypervisorSpec
+from homeostat.api.meta import FINALIZER
+from homeostat.api.migration import IntentStatus, VirtualMachineMigration
+from homeostat.api.migration_policy import EffectivePolicy
+from homeostat.api.observed import Absent, Domain, Unknown
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import migration_policy as policies
+from homeostat.decide import wanted
+from homeostat.decide.migratable import Move, Traits, blockers, locked, marker, pools_of, proved, shared
+from homeostat.decide.migration import ended
+from homeostat.decide.placement import obstacle
+from homeostat.decide.view import HostView, Say, VMView
+from homeostat.decide.whereabouts import locate
+
+FIRST_PORT, LAST_PORT = 49152, 49215
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What to ask of hosts before the plan can be made: the VM's domain, and volumes of the named pools of each."""
+
+    hosts: tuple[str, ...]
+    pools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to report (a row of reasons.MIGRATION), and at most one thing to do.
+
+    `intent` and `policy` are written into status together. `source` and `target` are written while it is queued: they
+    say where its turn counts.
+    """
+
+    say: Say
+    source: str = ""
+    target: str = ""
+    intent: IntentStatus | None = None
+    policy: EffectivePolicy | None = None
+    action: act.AddFinalizer | act.CreateVolume | None = None
+    look: Look | None = None
+    requeue_after: float | None = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All hosts as this VM sees them, all migrations, and how many may be under way in the whole cluster."""
+
+    view: VMView
+    migrations: tuple[VirtualMachineMigration, ...]
+    most: int
+    now: datetime
+    traits: Traits = field(default_factory=Traits)
+    post_copy: Mapping[str, bool] = field(default_factory=dict)
+    """Hypervisors that are known to be able to do post-copy, or not; those that are not named are taken to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The VM, where it runs, and the migration that is to move it."""
+
+    migration: VirtualMachineMigration
+    vm: VirtualMachine
+    domain: Domain
+    source: HostView
+    fleet: Fleet
+
+    def move(self, target: HostView) -> Move:
+        """The move to this target."""
+        copied = self.migration.spec.storage_copy.disks if self.migration.spec.storage_copy else ()
+        return Move(self.vm, self.domain, self.fleet.traits, self.source, target, frozenset(copied))
+
+
+def plan(migration: VirtualMachineMigration, vm: VirtualMachine | None, fleet: Fleet) -> Plan:
+    """The next step of a migration that has no intent yet."""
+    if migration.metadata.deletion_timestamp is not None or migration.spec.abort:
+        return _end("Aborted", "it was stopped before anything was begun")
+    if vm is None:
+        return _end("UnknownVM", f"spec.vmRef.name is {migration.spec.vm_ref.name!r}")
+    found = _find(migration, vm, fleet)
+    if isinstance(found, Plan):
+        return found
+    target = _choose(found)
+    if isinstance(target, Plan):
+        return target
+    return _check(found, target) or _turn(found, target) or _prove(found, target) or _write(found, target)
+
+
+def _end(reason: str, detail: str = "") -> Plan:
+    return Plan(Say(reason, detail), requeue_after=None)
+
+
+def _wait(reason: str, detail: str, look: Look | None = None) -> Plan:
+    return Plan(Say(reason, detail), look=look)
+
+
+# Source
+# -------------------------------------------------------------------------------------------------------------
+
+
+def _find(migration: VirtualMachineMigration, vm: VirtualMachine, fleet: Fleet) -> Found | Plan:
+    where = locate(vm, fleet.view)
+    if vm.metadata.deletion_timestamp is not None:
+        return _end("VMNotRunning", "it is being deleted")
+    if len(where.active) > 1:
+        return _end("NotMigratable", "it runs on " + " and on ".join(place.host.name for place in where.active))
+    if not where.active:
+        return _nowhere(vm, fleet)
+    place = where.active[0]
+    if place.domain.state not in ("Running", "Blocked"):
+        return _end("VMNotRunning", f"it is {place.domain.state}/{place.domain.reason} on {place.host.name}")
+    return Found(migration, vm, place.domain, place.host, fleet)
+
+
+def _nowhere(vm: VirtualMachine, fleet: Fleet) -> Plan:
+    for name, unknown in locate(vm, fleet.view).blind:
+        reason = "HostsConnecting" if unknown.reason == "HostNotAsked" else "SourceUnknown"
+        return _wait(reason, f"the VM may be on Hypervisor {name}: {unknown.message or unknown.reason}")
+    off = f"its state is {vm.status.state}" if vm.status.state else "it was not started yet"
+    return _end("VMNotRunning", off)
+
+
+# Target
+# -------------------------------------------------------------------------------------------------------------
+
+
+def _choose(found: Found) -> HostView | Plan:
+    wish, hosts = found.migration.spec.target, found.fleet.view.hosts
+    if wish is not None and wish.host is not None:
+        return _named(found, wish.host)
+    labels = wish.host_selector.match_labels if wish and wish.host_selector else {}
+    matching = [h for h in hosts.values() if all(h.labels.get(key) == value for key, value in labels.items())]
+    if not matching:
+        return _end("NoHostMatches", ", ".join(f"{key}={value}" for key, value in labels.items()))
+    others = sorted((h for h in matching if not _same(h, found.source)), key=lambda h: h.name)
+    if not others:
+        return _end(
+            "NoTarget", f"{found.source.name} is the only Hypervisor that {'matches' if labels else 'there is'}"
+        )
+    return _roomiest(found, others)
+
+
+def _roomiest(found: Found, others: list[HostView]) -> HostView | Plan:
+    """Of the hosts that fit, one that takes another migration now, then the one with the most free memory."""
+    verdicts = {host.name: _obstacle(found, host) for host in others}
+    fitting = [host for host in others if verdicts[host.name] is None]
+    if fitting:
+        busy = {host.name: behind(found.migration, found.source, host, found.fleet) != "" for host in fitting}
+        return min(fitting, key=lambda host: (busy[host.name], -host.free_memory_mib, host.name))
+    said = [verdict for verdict in verdicts.values() if verdict is not None]
+    waits = next((each for each in said if each.say.reason == "HostsConnecting"), None)
+    return waits or _end("NoTarget", "; ".join(each.say.detail for each in said[:3]))
+
+
+def _named(found: Found, name: str) -> HostView | Plan:
+    host = found.fleet.view.hosts.get(name)
+    if host is None:
+        known = ", ".join(sorted(found.fleet.view.hosts)[:5]) or "none"
+        return _end("UnknownTarget", f"spec.target.host is {name!r}; Hypervisors are: {known}")
+    if _same(host, found.source):
+        return _end("TargetIsSource", f"spec.target.host is {name!r}, and the VM is on {found.source.name}")
+    return _obstacle(found, host) or host
+
+
+def _same(host: HostView, source: HostView) -> bool:
+    return host.name == source.name or (host.host_uuid != "" and host.host_uuid == source.host_uuid)
+
+
+def _obstacle(found: Found, host: HostView) -> Plan | None:
+    """Why the VM cannot go to this host."""
+    if host.closed is not None and host.closed[0] == "Connecting":
+        return _wait("HostsConnecting", f"Hypervisor {host.name}: {host.closed[1]}")
+    if isinstance(host.answer, Unknown):
+        return _end("TargetUnreachable", f"Hypervisor {host.name}: {host.answer.message or host.answer.reason}")
+    if host.closed is not None:
+        return _end("TargetClosed", f"Hypervisor {host.name}: {host.closed[0]}: {host.closed[1]}")
+    for say in blockers(found.move(host)):
+        return _end("NotMigratable", f"{say.reason}: {say.detail or f'Hypervisor {host.name}'}")
+    room = obstacle(_anywhere(found), host)
+    return _end("NoTarget", room.detail) if room else None
+
+
+def _anywhere(found: Found) -> VirtualMachine:
+    """The VM without what ties it to storage that is copied: `blockers` has looked at its disks."""
+    return found.vm.model_copy(update={"status": found.vm.status.model_copy(update={"disks": ()})})
+
+
+# Policy
+# -------------------------------------------------------------------------------------------------------------
+
+
+def _check(found: Found, target: HostView) -> Plan | None:
+    """What is wrong with the wishes themselves."""
+    copy = found.migration.spec.storage_copy
+    disks = {disk.name: disk for disk in found.vm.spec.disks}
+    for name in copy.disks if copy else ():
+        if name not in disks:
+            return _end("UnknownDisk", f"spec.storageCopy.disks has {name!r}; the VM has {', '.join(disks) or 'none'}")
+        if shared(found.move(target), disks[name].pool):
+            return _end("SharedDiskCopy", f"disk {name!r} is in pool {disks[name].pool!r}, which both hosts share")
+    chosen = policy_of(found, target)
+    if isinstance(chosen, str):
+        return _end("PolicyConflict", chosen)
+    if not peer_uri(target.spec):
+        return _end("NoPeerURI", f"set spec.migration.peerURI of Hypervisor {target.name}")
+    return None
+
+
+def policy_of(found: Found, target: HostView) -> EffectivePolicy | str:
+    """The policy for this move, or a sentence on what cannot be done."""
+    tls = target.spec.migration.tls
+    encrypted = tls == "Enabled" if tls else peer_uri(target.spec).startswith("qemu+tls:")
+    return policies.effective(
+        found.migration.spec.policy,
+        found.source.spec.migration.policy,
+        target_tls=encrypted,
+        post_copy=found.fleet.post_copy.get(target.name, True),
+    )
+
+
+def peer_uri(host: HypervisorSpec) -> str:
+    """Where other hosts' libvirt daemons reach this one; "" when nothing says."""
+    return host.migration.peer_uri or ("" if host.uri == "qemu:///system" else host.uri)
+
+
+# Turn
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _turn(found: Found, target: HostView) -> Plan | None:
+    why = behind(found.migration, found.source, target, found.fleet)
+    return Plan(Say("Queued", why), source=found.source.name, target=target.name) if why else None
+
+
+def behind(migration: VirtualMachineMigration, source: HostView, target: HostView, fleet: Fleet) -> str:
+    """What a migration between these hosts waits for: a limit, and those that it is behind; "" when it is its turn.
+
+    Those that are under way take their places first, then those that wait, oldest first. One that waits for a host
+    keeps its place at both of its hosts, so that younger ones do not overtake it there; others are not held up by it.
+    """
+    others = [each for each in fleet.migrations if each.metadata.uid != migration.metadata.uid and not ended(each)]
+    if (first := _of_the_same_vm(migration, others)) is not None:
+        return f"VirtualMachineMigration {first.metadata.name} moves the same VM"
+    taken = _Places(fleet)
+    for each in others:
+        if each.status.intent is not None:
+            taken.take(each)
+    for each in sorted((each for each in others if _waits(each) and _age(each) < _age(migration)), key=_age):
+        taken.take(each, cluster=not taken.full(each.status.source or "", each.status.target or ""))
+    return taken.full(source.name, target.name) or taken.all_full()
+
+
+def _of_the_same_vm(
+    migration: VirtualMachineMigration, others: Iterable[VirtualMachineMigration]
+) -> VirtualMachineMigration | None:
+    same = [
+        each
+        for each in others
+        if (each.metadata.namespace, each.spec.vm_ref.name)
+        == (migration.metadata.namespace, migration.spec.vm_ref.name)
+    ]
+    return next((e for e in same if e.status.intent is not None or (_waits(e) and _age(e) < _age(migration))), None)
+
+
+def _waits(migration: VirtualMachineMigration) -> bool:
+    return migration.status.intent is None and migration.status.reason == "Queued"
+
+
+def _age(migration: VirtualMachineMigration) -> tuple[str, str, str]:
+    created = migration.metadata.creation_timestamp
+    return (created.isoformat() if created else "", migration.metadata.namespace, migration.metadata.name)
+
+
+class _Places:
+    """Which migrations have the places of each host, and of the cluster."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._hosts, self._most = fleet.view.hosts, fleet.most
+        self._out: dict[str, list[str]] = {}
+        self._in: dict[str, list[str]] = {}
+        self._all: list[str] = []
+
+    def take(self, migration: VirtualMachineMigration, *, cluster: bool = True) -> None:
+        """Count a migration at its hosts, and in the cluster."""
+        status, name = migration.status, f"{migration.metadata.namespace}/{migration.metadata.name}"
+        ends = status.intent or status
+        self._out.setdefault(ends.source or "", []).append(name)
+        self._in.setdefault(ends.target or "", []).append(name)
+        if cluster:
+            self._all.append(name)
+
+    def full(self, source: str, target: str) -> str:
+        """Which host's limit is reached, and by which migrations; "" when none is."""
+        for host, taken, kind in ((source, self._out, "maxOutbound"), (target, self._in, "maxInbound")):
+            names = taken.get(host, [])
+            if host in self._hosts and len(names) >= (most := self._limit(host, kind)):
+                return f"spec.migration.{kind} of Hypervisor {host} is {most}, behind {_some(names)}"
+        return ""
+
+    def _limit(self, host: str, kind: str) -> int:
+        limits = self._hosts[host].spec.migration
+        return limits.max_outbound if kind == "maxOutbound" else limits.max_inbound
+
+    def all_full(self) -> str:
+        """Whether the cluster's limit is reached, and by which migrations; "" when it is not."""
+        if len(self._all) < self._most:
+            return ""
+        return f"the cluster's limit of {self._most} is reached, behind {_some(self._all)}"
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# Storage
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _prove(found: Found, target: HostView) -> Plan | None:
+    """Have the source mark the pools that both hosts call the same, and see the marks on the target."""
+    move = found.move(target)
+    logical = sorted({disk.pool for disk in found.vm.spec.disks if disk.name not in move.copied})
+    pairs = [pair for name in logical if (pair := pools_of(move, name))[0] and pair[1]]
+    wish = {
+        found.source.name: tuple(here.pool for here, _ in pairs if here),
+        target.name: tuple(there.pool for _, there in pairs if there),
+    }
+    looked = all(pool in host.volumes for host in (found.source, target) for pool in wish[host.name])
+    if not found.fleet.view.fresh or not looked:
+        return _wait("Accepted", f"to {target.name}", Look((found.source.name, target.name), wish))
+    for name, (here, _) in zip(logical, pairs, strict=True):
+        seen = found.source.volumes[here.pool] if here else frozenset[str]()
+        if here and not isinstance(seen, Unknown) and marker(found.source.host_uuid) not in seen:
+            mark = act.CreateVolume(found.source.name, here.pool, marker(found.source.host_uuid), "raw", 512)
+            return Plan(Say("Accepted", f"pool {name!r} is marked"), action=mark, requeue_after=0.0)
+        if proved(move, name) is None:
+            return _wait("Accepted", f"the volumes of pool {name!r} cannot be listed on both hosts")
+    return None
+
+
+# Intent
+# -------------------------------------------------------------------------------------------------------------
+
+
+def _write(found: Found, target: HostView) -> Plan:
+    """The finalizer, then the intent: from then on the VM's own controller does nothing to it."""
+    chosen, migration = policy_of(found, target), found.migration
+    if not isinstance(target.answer, Absent) and not _off(target):
+        return _end("NotMigratable", f"Hypervisor {target.name} has a domain with the VM's UUID")
+    if isinstance(chosen, str):
+        return _end("PolicyConflict", chosen)
+    if FINALIZER not in migration.metadata.finalizers:
+        return Plan(Say("Accepted", f"to {target.name}"), action=act.AddFinalizer(), requeue_after=0.0)
+    post_copy = policies.prepares_post_copy(chosen, post_copy=found.fleet.post_copy.get(target.name, True))
+    intent = IntentStatus(
+        source=found.source.name,
+        source_uuid=found.source.host_uuid,
+        target=target.name,
+        target_uuid=target.host_uuid,
+        attempt=migration.metadata.uid,
+        domain_uuid=wanted.domain_uuid(found.vm),
+        time=found.fleet.now,
+        started_paused="Enabled" if chosen.switchover == "Confirmed" else "Disabled",
+        locks="Effective" if locked(found.move(target)) else "None",
+        post_copy="Enabled" if post_copy else "Disabled",
+    )
+    say = Say("Preparing", f"from {found.source.name} to {target.name}")
+    return Plan(say, found.source.name, target.name, intent, chosen, requeue_after=0.0)
+
+
+def _off(host: HostView) -> bool:
+    """Whether what the host has of the VM is a definition only, which is removed before libvirt is asked."""
+    return not isinstance(host.answer, Absent | Unknown) and not host.answer.domain.active
+
+
+# Request
+# ------------------------------------------------------------------------------------------------------------
+
+
+def request(
+    migration: VirtualMachineMigration, intent: IntentStatus, policy: EffectivePolicy, target: HypervisorSpec
+) -> act.Migrate:
+    """What libvirt is asked for.
+
+    It is told not to check the storage (libvirt 9.0 knows no local file system that is shared) only when no disk is
+    copied: then all of them were proved to be on the same storage when this was planned.
+    """
+    copy, ports, tls = migration.spec.storage_copy, target.migration.ports, policy.tls == "Enabled"
+    many = policy.parallel_connections if policy.parallel_connections > 1 else 0
+    return act.Migrate(
+        host=intent.source,
+        uuid=intent.domain_uuid,
+        target=intent.target,
+        peer=peer_uri(target),
+        address=target.migration.address or urlsplit(peer_uri(target)).hostname or "",
+        ports=(ports.first, ports.last) if ports else None,
+        tls=tls,
+        post_copy=intent.post_copy == "Enabled",
+        auto_converge=policy.auto_converge == "Enabled",
+        connections=many,
+        compression="" if policy.compression == "None" else policy.compression.lower(),
+        bandwidth_mib=policies.bandwidth_mib(policy),
+        max_downtime_ms=max(policy.max_downtime_milliseconds // policies.STEPS, 1),
+        start_paused=intent.started_paused == "Enabled",
+        copy=copy.type if copy else "None",
+        copy_disks=tuple(f"ua-disk-{name}" for name in copy.disks) if copy else (),
+        unsafe=copy is None or copy.type == "None",
+    )

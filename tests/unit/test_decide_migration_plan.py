@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A migration before libvirt is asked: bad input gets a sentence, the target is one that fits, and turns are fair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homeostat.api import actions as act
+from homeostat.api import reasons
+from homeostat.api.hypervisor import HypervisorSpec
+from homeostat.api.meta import FINALIZER
+from homeostat.api.migration import VirtualMachineMigration
+from homeostat.api.migration_policy import EffectivePolicy
+from homeostat.api.observed import Absent, Answer, Pool, Present, Unknown
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import migration_report as report
+from homeostat.decide.migratable import Traits, condition, marker
+from homeostat.decide.migration_plan import Fleet, behind, plan, request
+from homeostat.decide.view import HostView, VMView
+from tests.unit import test_decide_vm as vms
+
+Object = Mapping[str, Any]
+NOW = vms.NOW
+DISK = {"name": "root", "pool": "fast", "size": "1Gi"}
+POOL = {"name": "fast", "pool": "default", "storageID": "one", "allowedNamespaces": ["*"]}
+SPEC: dict[str, Any] = {"uri": "qemu+tcp://198.51.100.1/system", "acceleration": "Emulation", "pools": [POOL]}
+MARKED = {"default": frozenset({marker(vms.UUIDS["a"])})}
+
+
+def spec(**fields: Any) -> HypervisorSpec:
+    return HypervisorSpec.model_validate(SPEC | fields)
+
+
+def machine(**fields: Any) -> VirtualMachine:
+    return vms.settled({"disks": [DISK]} | fields)
+
+
+def running(vm: VirtualMachine, **fields: Any) -> Answer:
+    return Present(replace(vms.domain(vm, state="Running", reason="Booted"), **fields))
+
+
+def host(name: str, answer: Answer | None = None, **fields: Any) -> HostView:
+    given: dict[str, Any] = {"spec": spec(), "volumes": MARKED} | fields
+    return replace(vms.host(name, answer or Absent()), **given)
+
+
+def migration(name: str = "move", created: str = "2026-01-01T00:00:00Z", **fields: Any) -> VirtualMachineMigration:
+    status, meta = fields.pop("status", {}), {"finalizers": [FINALIZER], "uid": f"uid-{name}"}
+    metadata = {"name": name, "namespace": "shop", "creationTimestamp": created, **meta, **fields.pop("meta", {})}
+    return VirtualMachineMigration.model_validate(
+        {"metadata": metadata, "spec": {"vmRef": {"name": "web"}} | fields, "status": status}
+    )
+
+
+def fleet(*hosts: HostView, others: tuple[VirtualMachineMigration, ...] = (), most: int = 10, **fields: Any) -> Fleet:
+    return Fleet(vms.view(*hosts, fresh=fields.pop("fresh", True)), others, most, NOW, **fields)
+
+
+def pair(vm: VirtualMachine, *more: HostView, **fields: Any) -> Fleet:
+    """Return a fleet where the VM runs on a, and b has nothing of it."""
+    return fleet(host("a", running(vm)), host("b"), *more, **fields)
+
+
+def refused(of: VirtualMachineMigration, vm: VirtualMachine | None, known: Fleet) -> tuple[str, str]:
+    """Return the terminal reason and its details."""
+    found = plan(of, vm, known)
+    assert reasons.MIGRATION[found.say.reason].ready == "False", found.say
+    assert (found.action, found.intent) == (None, None)
+    return found.say.reason, found.say.detail
+
+
+TO_B: dict[str, Any] = {"target": {"host": "b"}}
+
+
+def test_a_plan_is_written_down_with_all_that_cannot_be_read_back() -> None:
+    found = plan(migration(), machine(), pair(machine()))
+    intent = found.intent
+    assert intent is not None
+    assert (intent.source, intent.source_uuid) == ("a", vms.UUIDS["a"])
+    assert (intent.target, intent.target_uuid) == ("b", vms.UUIDS["b"])
+    assert (intent.attempt, intent.domain_uuid) == ("uid-move", vms.UID)
+    assert (intent.started_paused, intent.locks) == ("Disabled", "None")
+    assert isinstance(found.policy, EffectivePolicy)
+    written = report.planned(migration(), found, NOW)
+    assert (written.intent, written.policy, written.phase) == (intent, found.policy, "Preparing")
+
+
+def test_the_finalizer_comes_before_the_intent() -> None:
+    found = plan(migration(meta={"finalizers": []}), machine(), pair(machine()))
+    assert (found.intent, found.action) == (None, act.AddFinalizer())
+
+
+def test_nothing_is_planned_on_what_was_not_looked_at_now() -> None:
+    found = plan(migration(), machine(), pair(machine(), fresh=False))
+    assert found.intent is None
+    assert found.look is not None
+    assert (set(found.look.hosts), found.look.pools) == ({"a", "b"}, {"a": ("default",), "b": ("default",)})
+
+
+def test_locks_and_switchover_are_part_of_the_intent() -> None:
+    locks = spec(pools=[POOL | {"locks": "Effective"}])
+    known = fleet(host("a", running(machine()), spec=locks), host("b", spec=locks))
+    found = plan(migration(policy={"switchover": "Confirmed"}), machine(), known)
+    assert found.intent is not None
+    assert (found.intent.locks, found.intent.started_paused) == ("Effective", "Enabled")
+    half = fleet(host("a", running(machine()), spec=locks), host("b"))
+    without = plan(migration(), machine(), half)
+    assert without.intent is not None
+    assert without.intent.locks == "None"
+
+
+# Bad input
+
+
+def test_an_unknown_vm() -> None:
+    assert refused(migration(), None, pair(machine())) == ("UnknownVM", "spec.vmRef.name is 'web'")
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        (Absent(), "was not started yet"),
+        (Present(vms.domain(machine())), "was not started yet"),
+        (running(machine(), state="Paused", reason="User"), "Paused/User"),
+    ],
+)
+def test_a_vm_that_does_not_run(answer: Answer, detail: str) -> None:
+    reason, said = refused(migration(), machine(), fleet(host("a", answer), host("b")))
+    assert reason == "VMNotRunning"
+    assert detail in said
+
+
+def test_a_source_that_cannot_be_asked_is_waited_for() -> None:
+    known = fleet(host("a", Unknown("ConnectionLost", "no route")), host("b"))
+    assert plan(migration(), machine(), known).say.reason == "SourceUnknown"
+
+
+@pytest.mark.parametrize(
+    ("target", "b", "reason", "detail"),
+    [
+        ({"host": "a"}, {}, "TargetIsSource", "the VM is on a"),
+        ({"host": "x"}, {}, "UnknownTarget", "Hypervisors are: a, b"),
+        ({"host": "b"}, {"answer": Unknown("ConnectionLost", "no route")}, "TargetUnreachable", "no route"),
+        ({"host": "b"}, {"closed": ("Cordoned", "it is cordoned")}, "TargetClosed", "Cordoned"),
+        ({"host": "b"}, {"host_uuid": vms.UUIDS["a"]}, "TargetIsSource", "the VM is on a"),
+        ({"host": "b"}, {"free_memory_mib": 1}, "NoTarget", "64 MiB are asked for"),
+        ({"hostSelector": {"matchLabels": {"rack": "7"}}}, {}, "NoHostMatches", "rack=7"),
+        (None, {"closed": ("Cordoned", "it is cordoned")}, "NoTarget", "Cordoned"),
+        ({"host": "b"}, {"spec": spec(pools=[POOL | {"storageID": "two"}])}, "NotMigratable", "LocalDisk"),
+        ({"host": "b"}, {"spec": spec(uri="qemu:///system")}, "NoPeerURI", "Hypervisor b"),
+        ({"host": "b"}, {"answer": running(machine(), state="Paused")}, "NotMigratable", "it runs on a and on b"),
+    ],
+)
+def test_a_target_that_will_not_do(target: dict[str, Any] | None, b: dict[str, Any], reason: str, detail: str) -> None:
+    fields: dict[str, Any] = {"target": target} if target else {}
+    found = refused(migration(**fields), machine(), fleet(host("a", running(machine())), replace(host("b"), **b)))
+    assert found[0] == reason
+    assert detail in found[1]
+
+
+def test_a_target_that_was_not_asked_yet_is_waited_for() -> None:
+    closed = host("b", Unknown("HostNotAsked"), closed=("Connecting", "it is being connected to"))
+    for of in (migration(), migration(**TO_B)):
+        assert plan(of, machine(), fleet(host("a", running(machine())), closed)).say.reason == "HostsConnecting"
+
+
+@pytest.mark.parametrize(
+    ("copy", "reason"),
+    [({"type": "Full", "disks": ["data"]}, "UnknownDisk"), ({"type": "Full", "disks": ["root"]}, "SharedDiskCopy")],
+)
+def test_a_storage_copy_that_makes_no_sense(copy: dict[str, Any], reason: str) -> None:
+    assert refused(migration(storageCopy=copy), machine(), pair(machine()))[0] == reason
+
+
+def test_a_local_disk_goes_when_it_is_copied_and_the_storage_is_then_checked_by_libvirt() -> None:
+    local = spec(pools=[POOL | {"storageID": None}])
+    known = fleet(host("a", running(machine()), spec=local), host("b", spec=local))
+    of = migration(storageCopy={"type": "Full", "disks": ["root"]})
+    found = plan(of, machine(), known)
+    assert found.intent is not None
+    assert found.policy is not None
+    asked = request(of, found.intent, found.policy, local)
+    assert (asked.copy, asked.copy_disks, asked.unsafe) == ("Full", ("ua-disk-root",), False)
+
+
+def test_policies_that_cannot_be_carried_out() -> None:
+    several = spec(migration={"policy": {"parallelConnections": 4}})
+    known = fleet(host("a", running(machine()), spec=several), host("b"))
+    assert refused(migration(policy={"mode": "Auto"}), machine(), known)[0] == "PolicyConflict"
+    without = pair(machine(), post_copy={"b": False})
+    assert "userfaultfd" in refused(migration(policy={"mode": "PostCopy"}), machine(), without)[1]
+
+
+def test_one_that_is_stopped_before_it_began() -> None:
+    assert refused(migration(abort="Requested"), machine(), pair(machine()))[0] == "Aborted"
+    gone = migration(meta={"deletionTimestamp": "2026-01-01T00:00:00Z"})
+    assert refused(gone, machine(), pair(machine()))[0] == "Aborted"
+
+
+def test_libvirt_is_asked_for_what_the_policy_and_the_target_say() -> None:
+    there = spec(migration={"peerURI": "qemu+tls://b.example:16514/system", "ports": {"first": 50000, "last": 50009}})
+    known = fleet(host("a", running(machine())), host("b", spec=there))
+    wishes = {"bandwidth": "1Gi", "maxDowntimeMilliseconds": 100, "parallelConnections": 4, "compression": "Zstd"}
+    found = plan(migration(policy=wishes), machine(), known)
+    assert found.intent is not None
+    assert found.policy is not None
+    asked = request(migration(), found.intent, found.policy, there)
+    assert (asked.host, asked.target, asked.uuid) == ("a", "b", vms.UID)
+    assert (asked.peer, asked.address, asked.ports) == (there.migration.peer_uri, "b.example", (50000, 50009))
+    assert (asked.bandwidth_mib, asked.connections, asked.compression, asked.tls) == (1024, 4, "zstd", True)
+    assert (asked.max_downtime_ms, asked.start_paused, asked.post_copy, asked.unsafe) == (10, False, False, True)
+    named = request(migration(), found.intent, found.policy, spec(migration={"address": "198.51.100.9"}))
+    assert (named.address, named.peer) == ("198.51.100.9", SPEC["uri"])
+
+
+# Storage
+
+
+def test_shared_storage_is_proved_by_a_mark_that_the_source_makes_and_the_target_sees() -> None:
+    unmarked: dict[str, Any] = {"volumes": {"default": frozenset[str]()}}
+    known = fleet(host("a", running(machine()), **unmarked), host("b", **unmarked))
+    mark = plan(migration(), machine(), known).action
+    assert isinstance(mark, act.CreateVolume)
+    assert (mark.host, mark.pool, mark.name) == ("a", "default", marker(vms.UUIDS["a"]))
+    elsewhere = fleet(host("a", running(machine())), host("b", **unmarked))
+    reason, detail = refused(migration(**TO_B), machine(), elsewhere)
+    assert (reason, detail.split(":")[0]) == ("NotMigratable", "StorageNotProved")
+    dark = fleet(host("a", running(machine())), host("b", volumes={"default": Unknown("PoolUnavailable")}))
+    waiting = plan(migration(), machine(), dark)
+    assert (waiting.intent, waiting.action) == (None, None)
+
+
+# Choice
+
+
+def test_the_roomiest_host_that_fits_is_taken_and_a_busy_one_only_if_all_are() -> None:
+    roomy = host("c", free_memory_mib=9000)
+    known = pair(machine(), roomy)
+    assert plan(migration(), machine(), known).target == "c"
+    busy = tuple(moving(f"m{n}", "x", "c") for n in range(2))
+    assert plan(migration(), machine(), pair(machine(), roomy, others=busy)).target == "b"
+    labeled = pair(machine(), replace(roomy, labels={"rack": "1"}), host("a", running(machine())))
+    to_rack = migration(target={"hostSelector": {"matchLabels": {"rack": "1"}}})
+    assert plan(to_rack, machine(), labeled).target == "c"
+
+
+# Turns
+
+
+def moving(name: str, source: str, target: str, vm: str = "") -> VirtualMachineMigration:
+    """Return a migration of some VM that is under way."""
+    intent = {
+        "source": source,
+        "sourceUUID": vms.UUIDS["a"],
+        "target": target,
+        "targetUUID": vms.UUIDS["b"],
+        "attempt": name,
+        "domainUUID": vms.UID,
+        "time": "2026-01-01T00:00:00Z",
+    }
+    return migration(name, vmRef={"name": vm or f"vm-{name}"}, status={"intent": intent})
+
+
+def waiting(name: str, created: str, source: str, target: str, vm: str = "") -> VirtualMachineMigration:
+    status = {"reason": "Queued", "source": source, "target": target}
+    return migration(name, created, vmRef={"name": vm or f"vm-{name}"}, status=status)
+
+
+EARLY, LATE = "2025-12-31T00:00:00Z", "2026-01-02T00:00:00Z"
+
+
+def queued(*others: VirtualMachineMigration, most: int = 10) -> str:
+    found = plan(migration(**TO_B), machine(), pair(machine(), host("c"), others=others, most=most))
+    assert (found.say.reason == "Queued") == (found.intent is None)
+    if found.intent is None:
+        assert (found.source, found.target) == ("a", "b")
+    return found.say.detail if found.intent is None else ""
+
+
+def test_a_host_that_is_full_is_waited_for_and_the_message_says_behind_what() -> None:
+    assert queued(moving("m1", "a", "c")) == ""
+    full = queued(moving("m1", "a", "c"), moving("m2", "a", "d"))
+    assert full == "spec.migration.maxOutbound of Hypervisor a is 2, behind shop/m1, shop/m2"
+    assert "maxInbound of Hypervisor b" in queued(moving("m1", "c", "b"), moving("m2", "d", "b"))
+    assert "the cluster's limit of 1" in queued(moving("m1", "c", "d"), most=1)
+
+
+def test_those_that_wait_longer_go_first_and_hold_up_nobody_elsewhere() -> None:
+    one = moving("m1", "a", "c")
+    assert queued(one, waiting("m2", EARLY, "a", "c")) != ""
+    assert queued(one, waiting("m2", LATE, "a", "c")) == ""
+    # m3 waits for host c, not for the cluster: it must not keep this one from the cluster's last place
+    stuck = (moving("m1", "d", "c"), moving("m2", "e", "c"), waiting("m3", EARLY, "d", "c"))
+    assert queued(*stuck, most=3) == ""
+    assert queued(*stuck, most=2) != ""
+
+
+def test_one_vm_is_moved_by_one_migration_at_a_time() -> None:
+    assert "moves the same VM" in queued(moving("m1", "c", "d", vm="web"))
+    assert "moves the same VM" in queued(waiting("m1", EARLY, "a", "c", vm="web"))
+    assert queued(waiting("m1", LATE, "a", "c", vm="web")) == ""
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")).filter(lambda m: m[0] != m[1]), max_size=12))
+def test_whatever_waits_no_limit_is_passed_and_somebody_can_always_begin(moves: list[tuple[str, str]]) -> None:
+    """Grant in any pass whoever may begin, as the controller would; all begin, and no host has more than its limit."""
+    view = VMView("cluster", {name: host(name) for name in "abc"}, fresh=True)
+    left = [waiting(f"m{n:02}", f"2025-01-{n + 1:02}T00:00:00Z", *move) for n, move in enumerate(moves)]
+    under_way: list[VirtualMachineMigration] = []
+    while left:
+        known = Fleet(view, (*under_way, *left), 3, NOW)
+        ready = [
+            each
+            for each in left
+            if not behind(each, view.hosts[each.status.source or ""], view.hosts[each.status.target or ""], known)
+        ]
+        if not ready:
+            assert under_way, "nothing is under way and nobody may begin"
+            under_way.pop(0)
+            continue
+        first = ready[-1]
+        left.remove(first)
+        under_way.append(moving(first.metadata.name, first.status.source or "", first.status.target or ""))
+        assert len(under_way) <= 3
+        for name in "abc":
+            ends = [each.status.intent for each in under_way]
+            assert sum(each is not None and each.source == name for each in ends) <= 2
+            assert sum(each is not None and each.target == name for each in ends) <= 2
+
+
+# Migratable
+
+
+def judged(vm: VirtualMachine, traits: Traits | None = None, /, domain: Object | None = None, **b: Any) -> str:
+    """Return status/reason of condition Migratable of a VM on a, with b beside it."""
+    found = running(vm, **(domain or {}))
+    assert isinstance(found, Present)
+    hosts = {"a": host("a", found), "b": replace(host("b"), **b)}
+    status, say = condition(vm, found.domain, traits or Traits(), hosts["a"], hosts)
+    assert say.reason in reasons.MIGRATABLE
+    return f"{status}/{say.reason}"
+
+
+FACTS = host("b").facts
+assert FACTS is not None
+KERNEL = {"type": "Kernel", "kernel": {"pool": "fast", "kernel": "vmlinuz"}}
+IMAGE = {**DISK, "source": {"type": "Image", "image": {"pool": "images", "volume": "debian", "format": "qcow2"}}}
+IMAGES = {"name": "images", "pool": "images", "allowedNamespaces": ["*"]}
+
+
+@pytest.mark.parametrize(
+    ("traits", "reason"),
+    [
+        (Traits(host_devices=("0000:01:00.0",)), "HostDevice"),
+        (Traits(tpm=True), "TPM"),
+        (Traits(nvram="/var/lib/libvirt/qemu/nvram/web.fd"), "NVRAM"),
+        (Traits(caches=(("ua-disk-root", "writeback"),)), "DiskCache"),
+        (Traits(detaching=("ua-disk-root",)), "PendingDetach"),
+        (Traits(snapshots=2), "Snapshots"),
+        (Traits(block_jobs=("ua-disk-root",)), "BlockJob"),
+        (Traits(cdroms=("/seed/web.iso",)), "SeedISO"),
+    ],
+)
+def test_what_of_the_domain_is_in_the_way(traits: Traits, reason: str) -> None:
+    assert judged(machine()) == "True/Migratable"
+    assert judged(machine(), traits) == f"False/{reason}"
+
+
+@pytest.mark.parametrize(
+    ("b", "reason"),
+    [
+        ({"spec": spec(pools=[])}, "NoPool"),
+        ({"spec": spec(pools=[POOL | {"allowedNamespaces": ["bank"]}])}, "NoPool"),
+        ({"spec": spec(pools=[POOL | {"storageID": None}])}, "LocalDisk"),
+        ({"facts": replace(FACTS, pools=(Pool("default", "Active", "/other"),))}, "LocalDisk"),
+        ({"spec": spec(acceleration="KVM")}, "Acceleration"),
+        ({"facts": replace(FACTS, emulated_cpu_models=("Nehalem",))}, "CPUModel"),
+        ({"facts": replace(FACTS, qemu_version="6.2.0")}, "OlderQEMU"),
+        ({"volumes": {"default": frozenset[str]()}}, "StorageNotProved"),
+        ({"facts": None}, "HostsUnknown"),
+        ({"host_uuid": vms.UUIDS["a"]}, "NoOtherHost"),
+    ],
+)
+def test_what_of_the_other_host_is_in_the_way(b: dict[str, Any], reason: str) -> None:
+    assert judged(machine(), **b) == ("Unknown/" if reason == "HostsUnknown" else "False/") + reason
+
+
+def test_what_of_the_vm_is_in_the_way() -> None:
+    assert judged(machine(placement={"host": "a"})) == "False/PlacementForbids"
+    assert judged(machine(), domain={"state": "Paused", "reason": "User"}) == "False/NotRunning"
+    assert judged(machine(), domain={"persistent": False}) == "False/Transient"
+    assert judged(machine(), domain={"managed_save": True}) == "False/ManagedSave"
+    local: dict[str, Any] = {"spec": spec(pools=[POOL | {"storageID": None}])}
+    assert judged(vms.settled({"boot": KERNEL}), **local) == "False/KernelNotShared"
+    assert judged(vms.settled({"disks": [IMAGE]}), spec=spec(pools=[POOL, IMAGES])) == "False/ImageNotShared"
+    lan = {"interfaces": [{"name": "lan", "network": "lan"}]}
+    assert judged(vms.settled(lan)) == "False/NoNetwork"
+    old = vms.settled({"disks": [DISK]}, {"machineType": "pc-q35-9.2"})
+    assert judged(old) == "False/MachineType"
+
+
+def test_two_mtus_are_in_the_way_only_when_both_are_known() -> None:
+    network = {"name": "lan", "type": "Bridge", "bridge": {"name": "br0"}, "allowedNamespaces": ["*"]}
+    vm = vms.settled({"interfaces": [{"name": "lan", "network": "lan"}]})
+    there: dict[str, Any] = {"spec": spec(networks=[network])}
+    assert judged(vm, Traits(mtus={("a", "lan"): 9000, ("b", "lan"): 1500}), **there) == "False/DifferentMTU"
+    assert judged(vm, Traits(mtus={("a", "lan"): 9000}), **there) == "True/Migratable"

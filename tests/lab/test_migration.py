@@ -11,6 +11,14 @@ from tests.lab.rig import Object, Rig
 DISK = {"name": "data", "pool": "shared", "size": "8Mi"}
 
 
+def placed(rig: Rig, name: str, number: int = 1, **spec: Any) -> str:
+    """A VM that runs on this host and may go to every other; returns its UUID."""
+    uuid = rig.vm(name, placement={"host": f"h{number}"}, **({"disks": [DISK]} | spec))
+    rig.running(name)
+    rig.patch("vm", name, {"spec": {"placement": None}})
+    return uuid
+
+
 def move(rig: Rig, name: str, vm: str, **spec: Any) -> None:
     """Apply a migration."""
     rig.apply(
@@ -43,8 +51,7 @@ def only_on(rig: Rig, vm: str, host: Host) -> None:
 
 
 def test_a_running_vm_is_moved(rig: Rig) -> None:
-    uuid = rig.vm("web", placement={"host": "h1"}, disks=[DISK])
-    rig.running("web")
+    uuid = placed(rig, "web")
     move(rig, "go", "web", target={"host": "h2"})
     status = finished(rig, "go", "Migrated")
     assert (status["source"], status["target"]) == ("h1", "h2")

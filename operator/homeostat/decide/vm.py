@@ -65,6 +65,15 @@ def decide(vm: VirtualMachine, view: VMView, now: datetime) -> Decision:
     return _nowhere(case)
 
 
+def stopping(vm: VirtualMachine | None) -> str:
+    """Why the VM is not to run any more, so that it is not to be moved either; "" when it is to run."""
+    if vm is None:
+        return "the VM is gone"
+    if deleting(vm):
+        return "the VM is being deleted"
+    return "" if runstrategy_wants_process(vm) else "the VM is to be stopped"
+
+
 def deleting(vm: VirtualMachine) -> bool:
     """Whether the object is being deleted."""
     return vm.metadata.deletion_timestamp is not None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -27,18 +27,21 @@ from homeostat.api.observed import Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_report as report
-from homeostat.decide import wanted
 from homeostat.decide.migration import MigrationDecision, MigrationView, decide, ended, first_seen
-from homeostat.decide.migration_policy import WAIT, Progress, advise, effective
-from homeostat.decide.migration_request import request, stops
+from homeostat.decide.migration_plan import Fleet as PlanFleet
+from homeostat.decide.migration_plan import Plan, request
+from homeostat.decide.migration_plan import plan as decide_plan
+from homeostat.decide.migration_policy import WAIT, Progress, advise
 from homeostat.decide.migration_table import Side
-from homeostat.decide.view import Say
+from homeostat.decide.view import VMView
+from homeostat.decide.vm import stopping
 from homeostat.hosts.driver import HostError
 from homeostat.hosts.migration import Job, Out
-from homeostat.hosts.perform import perform_migration
+from homeostat.hosts.perform import perform, perform_migration
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
 from homeostat.kube.transport import ApiError, ApiUnreachable
+from homeostat.reconcile import observe
 from homeostat.reconcile.calls import Calls
 from homeostat.reconcile.fleet import Fleet
 from homeostat.reconcile.settings import Settings
@@ -46,6 +49,7 @@ from homeostat.runtime.controller import Key, Result, Retry
 
 log = logging.getLogger(__name__)
 STATUS_MANAGER = "homeostat-migration"
+MAX_LOOKS = 3
 LONG = (act.Migrate, act.ResumePostCopy)
 """Actions whose call lasts as long as the migration."""
 Object = dict[str, Any]
@@ -73,10 +77,12 @@ class MigrationReconciler:
         recorder: Recorder,
         settings: Settings,
         now: Callable[[], datetime],
+        cluster: str,
         wake: Callable[[Key], None],
     ) -> None:
-        self._client, self._fleet, self._recorder, self._settings, self._now = client, fleet, recorder, settings, now
-        self._calls = Calls(wake)
+        self._client, self._fleet, self._recorder, self._settings = client, fleet, recorder, settings
+        self._now, self._cluster = now, cluster
+        self._calls, self._planning = Calls(wake), asyncio.Lock()
         self._lowest: dict[Key, tuple[int, float]] = {}  # the least that was left to copy, and since when
         self._written: dict[Key, float] = {}  # when a status was last written
 
@@ -132,31 +138,41 @@ class MigrationReconciler:
         """Choose the target and write down what is about to be done; libvirt is asked in a later pass."""
         if migration.metadata.deletion_timestamp is not None:
             return await self._let_go(_key(migration), seen)
-        if FINALIZER not in migration.metadata.finalizers:
-            seen = await self._finalizers(self._client.add_finalizer, seen)
-        assert vm is not None and migration.spec.target and migration.spec.target.host
-        target = self._fleet.hypervisors[migration.spec.target.host]
-        source = self._fleet.hypervisors[str(vm.status.host)]
-        now = self._now()
-        intent = IntentStatus(
-            source=source.metadata.name,
-            source_uuid=self._fleet.host_uuid(source),
-            target=target.metadata.name,
-            target_uuid=self._fleet.host_uuid(target),
-            attempt=migration.metadata.uid,
-            domain_uuid=wanted.domain_uuid(vm),
-            time=now,
-            started_paused="Enabled"
-            if migration.spec.policy and migration.spec.policy.switchover == "Confirmed"
-            else "Disabled",
-        )
-        policy = effective(migration.spec.policy, source.spec.migration.policy, target_tls=False, post_copy=True)
-        assert not isinstance(policy, str), policy
-        status = report.planned(migration, Say("Preparing"), now).model_copy(
-            update={"intent": intent, "policy": policy}
-        )
-        await self._write(migration, seen, status)
-        return Result(0.0)
+        async with self._planning:  # two plans at once would both take the last place
+            plan = await self._planned(migration, vm)
+            await self._prepare(plan.action, seen)
+            status = report.planned(migration, plan, self._now())
+            if plan.action is None and status.wire() != migration.status.wire():
+                seen = await self._write(migration, seen, status)
+        if ended(VirtualMachineMigration.model_validate(seen)):
+            return await self._let_go(_key(migration), seen)
+        return Result(plan.requeue_after)
+
+    async def _planned(self, migration: VirtualMachineMigration, vm: VirtualMachine | None) -> Plan:
+        key = (migration.metadata.namespace, migration.spec.vm_ref.name)
+        view = observe.from_caches(self._fleet, key, vm, self._cluster) if vm else VMView(self._cluster, {})
+        for _ in range(MAX_LOOKS):
+            everything = tuple(self._fleet.migrations.values())
+            known = PlanFleet(view, everything, self._settings.migrations, self._now())
+            plan = decide_plan(migration, vm, known)
+            if plan.look is None or vm is None:
+                return plan
+            view = await observe.look_at_pools(self._fleet, vm, view, plan.look)
+        return replace(plan, look=None)
+
+    async def _prepare(self, action: act.AddFinalizer | act.CreateVolume | None, seen: Object) -> None:
+        """Hold the object, or leave a mark in a pool: the next pass sees what came of it."""
+        match action:
+            case act.AddFinalizer():
+                await self._finalizers(self._client.add_finalizer, seen)
+            case act.CreateVolume(host=host):
+                informer = self._fleet.informers.get(host)
+                if informer is None or informer.connection is None:
+                    raise Retry(f"Hypervisor {host} is not connected")
+                try:
+                    await perform(action, informer.connection, informer.answer.facts)
+                except HostError as error:
+                    raise Retry(f"pool {action.pool} of {host} could not be marked: {error.message}") from error
 
     # Looking
 
@@ -184,7 +200,7 @@ class MigrationReconciler:
             calling=self._calls.calling(key),
             ended=self._calls.ended(key),
             listed=vm is not None and _acknowledged(vm, migration, intent),
-            vm_stops=stops(vm),
+            vm_stops=stopping(vm),
             advice=advise(policy, progress) if progress else WAIT,
         )
         return Pass(key, seen, migration, intent, view, progress)
@@ -195,7 +211,7 @@ class MigrationReconciler:
         target = self._fleet.speaking_for(intent.target, intent.target_uuid)
         if target is None:  # then the target is unknown, and nothing is asked for
             return act.Migrate(intent.source, intent.domain_uuid, intent.target, "")
-        return request(intent, policy, migration.spec.storage_copy, target.spec)
+        return request(migration, intent, policy, target.spec)
 
     async def _look(
         self, name: str, host_uuid: str, intent: IntentStatus, old: ObservationStatus | None

@@ -12,7 +12,7 @@ from homeostat.api.meta import FINALIZER
 from homeostat.api.observed import Absent, Answer, HostAnswer, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
-from homeostat.decide import wanted
+from homeostat.decide import migration_plan, wanted
 from homeostat.decide.placement import capacity
 from homeostat.decide.view import HostView, Look, VMView
 from homeostat.hosts.driver import Connection, HostError
@@ -75,6 +75,28 @@ async def look(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: Look) -> VM
         found = {pool: await _names(fleet, host.name, pool, _needed(vm, host, pool)) for pool in wish.pools}
         hosts[host.name] = replace(host, volumes={**host.volumes, **found})
     return replace(view, hosts=hosts, fresh=True)
+
+
+async def look_at_pools(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: migration_plan.Look) -> VMView:
+    """The view with hosts asked now for the VM's domain, and for all that is in the pools named for each."""
+    view = await look(fleet, vm, view, Look(wish.hosts))
+    hosts = dict(view.hosts)
+    for name, pools in wish.pools.items():
+        found = {pool: await _everything(fleet, name, pool) for pool in pools}
+        hosts[name] = replace(hosts[name], volumes={**hosts[name].volumes, **found})
+    return replace(view, hosts=hosts)
+
+
+async def _everything(fleet: Fleet, host: str, pool: str) -> frozenset[str] | Unknown:
+    """Names of all volumes of a pool, after a refresh: what another host has made is not in libvirt's list before."""
+    connection = fleet.informers[host].connection
+    if connection is None:
+        return Unknown("HostUnreachable", "the host does not answer")
+    try:
+        await connection.refresh_pool(pool)
+        return await _listed(connection, pool, frozenset())
+    except HostError as error:
+        return Unknown("PoolUnavailable", error.message)
 
 
 async def _ask(fleet: Fleet, host: HostView, uuid: str, name: str) -> HostView:

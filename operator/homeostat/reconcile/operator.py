@@ -60,7 +60,7 @@ class Operator:
         )
         vm = VMReconciler(self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._wake_vm)
         migration = MigrationReconciler(
-            self.client, self.fleet, self._recorder, self.settings, self._now, self._wake_migration
+            self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._wake_migration
         )
         resync = self.settings.resync_seconds
         self.hypervisors = Controller(

@@ -22,6 +22,8 @@ class Settings:
     vm_workers: int = 256
     """VMs that are looked at at once: so many that those of a host that falls silent leave some for the others."""
     migration_workers: int = 32
+    migrations: int = 10
+    """How many VMs may be on their way at once in the whole cluster."""
     host_calls: int = 8
     settle_seconds: float = 5.0
     """How long a passing state of a VM may last before it is written down."""

@@ -201,11 +201,13 @@ class LabMachine:
 
     async def part(self) -> None:
         """Reset the streams of migrations."""
-        self._host.part(self._other)
+        # Where the stream comes from: its target hears of nothing as long as it only waits.
+        self._other.part(self._host)
 
     async def unfilter(self) -> None:
         """Undo the three above."""
         self._host.unfilter()
+        self._other.unfilter()
 
 
 def _is_qemu_of(pid: int, uuid: str) -> bool:

@@ -157,6 +157,15 @@ def test_every_row_names_an_effect_and_every_effect_has_a_row() -> None:
     assert {row.effect for row in ROWS} == EFFECTS.keys()
 
 
+ENDING = ("settle", "roll back", "end source", "end target", "ended")
+
+
+def test_no_row_that_ends_or_removes_something_is_one_with_a_job() -> None:
+    rows = [row for row in ROWS if row.effect in ENDING]
+    assert {row.effect for row in rows} == set(ENDING)
+    assert [row.number for row in rows if (row.source.jobs, row.target.jobs) != ("-", "-")] == []
+
+
 def test_nothing_but_waiting_and_asking_follows_from_an_unknown_side() -> None:
     for source, target in itertools.product(SIDES, SIDES):
         row = row_of(source, target, confirmed=False, locks=False)

@@ -232,9 +232,9 @@ def _abort(case: Case, why: str, *, timed_out: str = "") -> MigrationDecision:
 
 
 def _after_grace(case: Case, reason: str, action: act.MigrationAction) -> MigrationDecision:
-    """End or remove something: only when the same was seen for the grace period, and no job is left."""
+    """End or remove something, when the same was seen for the grace period. The rows that do so are without jobs."""
     left = case.view.grace - (case.view.now - case.view.since).total_seconds()
-    if left > 0 or not case.idle:
+    if left > 0:
         return _say(case, reason, requeue_after=max(min(left, LOOK_SECONDS), 0.05))
     return _say(case, reason, action=action, requeue_after=0.0)
 

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hypervisor.spec.maintenance Evacuate: which migrations are to be made or cancelled, and how far it is.
+
+Nothing is shut down for it. What cannot move is named with its reason; the limits and the turns are the migrations' own
+matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from homeostat.api import reasons
+from homeostat.api.hypervisor import BlockedVM, EvacuationStatus, Hypervisor
+from homeostat.api.meta import GROUP, condition
+from homeostat.api.migration import VirtualMachineMigration
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide.migration import ended
+from homeostat.decide.view import Say
+
+LABEL = f"{GROUP}/evacuates"
+"""On a migration that an evacuation made: the UID of the Hypervisor."""
+RETRY = timedelta(minutes=5)
+MOST_LISTED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class NewMigration:
+    """A migration to be made. Its name follows from what it is for, so that making it twice makes one."""
+
+    namespace: str
+    name: str
+    vm: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Evacuation:
+    """Migrations to be made, (namespace, name) of those to be deleted, and the status; None when none is wanted."""
+
+    make: tuple[NewMigration, ...] = ()
+    cancel: tuple[tuple[str, str], ...] = ()
+    status: EvacuationStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of one VM: a migration to make, one that is under way, or what it is blocked by."""
+
+    vm: VirtualMachine
+    make: NewMigration | None = None
+    moving: bool = False
+    blocked: Say | None = None
+
+
+def evacuate(
+    hypervisor: Hypervisor,
+    here: Iterable[VirtualMachine],
+    migratable: Mapping[str, tuple[str, Say]],
+    migrations: Iterable[VirtualMachineMigration],
+    now: datetime,
+) -> Evacuation:
+    """The next step. `here` are the VMs on this host; `migratable` is their condition Migratable, by VM's UID.
+
+    As many migrations are made as may leave the host, and as many again, so that the next ones are planned in time.
+    """
+    attempts = list(migrations)
+    made = [each for each in attempts if each.metadata.labels.get(LABEL) == hypervisor.metadata.uid]
+    if hypervisor.spec.maintenance != "Evacuate":
+        return Evacuation(cancel=tuple(_key(each) for each in made if not _begun(each)))
+    old = hypervisor.status.evacuation or EvacuationStatus(since=now)
+    verdicts = [_verdict(hypervisor, vm, migratable, attempts, now) for vm in sorted(here, key=_name)]
+    room = 2 * hypervisor.spec.migration.max_outbound - sum(verdict.moving for verdict in verdicts)
+    make = tuple(verdict.make for verdict in verdicts if verdict.make is not None)[: max(room, 0)]
+    return Evacuation(make=make, status=_status(old, made, verdicts))
+
+
+def _verdict(
+    hypervisor: Hypervisor,
+    vm: VirtualMachine,
+    migratable: Mapping[str, tuple[str, Say]],
+    migrations: list[VirtualMachineMigration],
+    now: datetime,
+) -> Verdict:
+    mine = [each for each in migrations if _of(each, vm)]
+    if any(not ended(each) for each in mine):
+        return Verdict(vm, moving=True)
+    failed = [each for each in mine if each.metadata.labels.get(LABEL) == hypervisor.metadata.uid and not _moved(each)]
+    last = max(failed, key=lambda each: each.status.completion_time or now, default=None)
+    if last is not None and (last.status.completion_time or now) + RETRY > now:
+        return Verdict(vm, blocked=Say(last.status.reason or "", _sentence(last)))
+    status, say = migratable.get(vm.metadata.uid, ("Unknown", Say("HostsUnknown")))
+    if status != "True":
+        return Verdict(vm, blocked=Say(say.reason, f"{reasons.MIGRATABLE[say.reason]} {say.detail}".strip()))
+    return Verdict(vm, make=_new(hypervisor, vm, len(failed)))
+
+
+def _new(hypervisor: Hypervisor, vm: VirtualMachine, attempt: int) -> NewMigration:
+    purpose = f"{hypervisor.metadata.uid}/{hypervisor.metadata.generation}/{vm.metadata.uid}/{attempt}"
+    name = f"evacuate-{hashlib.sha256(purpose.encode()).hexdigest()[:12]}"
+    return NewMigration(vm.metadata.namespace, name, vm.metadata.name, {LABEL: hypervisor.metadata.uid})
+
+
+def _status(old: EvacuationStatus, made: list[VirtualMachineMigration], verdicts: list[Verdict]) -> EvacuationStatus:
+    blocked = [
+        BlockedVM(vm=_name(each.vm), reason=each.blocked.reason, message=each.blocked.detail[:1024] or None)
+        for each in verdicts
+        if each.blocked is not None
+    ]
+    return EvacuationStatus(
+        since=old.since,
+        # Finished migrations expire: what was counted once stays counted.
+        moved=max(old.moved or 0, sum(_moved(each) and _after(each, old.since) for each in made)),
+        moving=sum(each.moving for each in verdicts),
+        remaining=len(verdicts),
+        blocked=tuple(blocked[:MOST_LISTED]),
+    )
+
+
+def _of(migration: VirtualMachineMigration, vm: VirtualMachine) -> bool:
+    there = (migration.metadata.namespace, migration.spec.vm_ref.name)
+    return there == (vm.metadata.namespace, vm.metadata.name)
+
+
+def _begun(migration: VirtualMachineMigration) -> bool:
+    return migration.status.intent is not None or ended(migration)
+
+
+def _moved(migration: VirtualMachineMigration) -> bool:
+    found = condition(migration.status.conditions, "Succeeded")
+    return found is not None and found.status == "True"
+
+
+def _after(migration: VirtualMachineMigration, since: datetime | None) -> bool:
+    ended_at = migration.status.completion_time
+    return since is None or (ended_at is not None and ended_at >= since)
+
+
+def _sentence(migration: VirtualMachineMigration) -> str:
+    found = condition(migration.status.conditions, "Succeeded")
+    return f"VirtualMachineMigration {migration.metadata.name}: {found.message if found else ''}"
+
+
+def _key(migration: VirtualMachineMigration) -> tuple[str, str]:
+    return migration.metadata.namespace, migration.metadata.name
+
+
+def _name(vm: VirtualMachine) -> str:
+    return f"{vm.metadata.namespace}/{vm.metadata.name}"

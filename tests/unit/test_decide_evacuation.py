@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evacuating a host: what is moved, what is not and why, and what clearing it takes back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from homeostat.api.hypervisor import Hypervisor
+from homeostat.api.migration import VirtualMachineMigration
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide.evacuation import LABEL, RETRY, Evacuation, NewMigration, evacuate
+from homeostat.decide.view import Say
+from tests.unit.migrations import INTENT
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+FINE = ("True", Say("Migratable"))
+
+
+def hypervisor(maintenance: str = "Evacuate", evacuation: dict[str, Any] | None = None) -> Hypervisor:
+    spec = {"uri": "qemu+tls://a/system", "maintenance": maintenance}
+    metadata = {"name": "a", "uid": "hv", "generation": 2}
+    status = {"evacuation": evacuation} if evacuation else {}
+    return Hypervisor.model_validate({"metadata": metadata, "spec": spec, "status": status})
+
+
+def vms(count: int) -> list[VirtualMachine]:
+    return [
+        VirtualMachine.model_validate(
+            {
+                "metadata": {"name": f"vm-{n}", "namespace": "shop", "uid": f"uid-{n}"},
+                "spec": {"memory": {"size": "64Mi"}},
+            }
+        )
+        for n in range(count)
+    ]
+
+
+def attempt(
+    vm: str, name: str = "evacuate-1", ended: str = "", *, label: bool = True, **status: Any
+) -> VirtualMachineMigration:
+    """Return a migration of a VM; `ended` is True or False as Succeeded says, "" for one that goes on."""
+    conditions = [
+        {"type": kind, "status": value, "reason": "Refused", "message": "No.", "lastTransitionTime": NOW}
+        for kind, value in (("Finished", "True"), ("Succeeded", ended))
+        if ended
+    ]
+    labels = {LABEL: "hv"} if label else {}
+    done = {"completionTime": NOW, "reason": "Refused"} if ended else {}
+    return VirtualMachineMigration.model_validate(
+        {
+            "metadata": {"name": name, "namespace": "shop", "labels": labels},
+            "spec": {"vmRef": {"name": vm}},
+            "status": {"conditions": conditions, **done, **status},
+        }
+    )
+
+
+def evacuated(count: int, *attempts: VirtualMachineMigration, later: float = 0, **verdicts: Any) -> Evacuation:
+    able = {f"uid-{n}": verdicts.get(f"vm_{n}", FINE) for n in range(count)}
+    return evacuate(hypervisor(), vms(count), able, attempts, NOW + timedelta(seconds=later))
+
+
+def applied(new: NewMigration) -> VirtualMachineMigration:
+    return attempt(new.vm, new.name)
+
+
+def test_every_vm_gets_a_migration_as_many_at_once_as_the_host_lets_go_twice_over() -> None:
+    first = evacuated(6)
+    assert [each.vm for each in first.make] == ["vm-0", "vm-1", "vm-2", "vm-3"]
+    assert first.status is not None
+    assert (first.status.moved, first.status.moving, first.status.remaining) == (0, 0, 6)
+    again = evacuated(6, *map(applied, first.make))
+    assert again.make == ()
+    assert again.status is not None
+    assert again.status.moving == 4
+
+
+def test_a_migration_that_is_made_twice_is_made_once() -> None:
+    assert evacuated(1).make == evacuated(1, later=3600).make
+
+
+def test_a_migration_that_somebody_else_made_will_do() -> None:
+    assert evacuated(1, attempt("vm-0", "by-hand", label=False)).make == ()
+
+
+def test_what_cannot_move_is_named_with_its_reason_and_left_running() -> None:
+    found = evacuated(2, vm_0=("False", Say("TPM")))
+    assert [each.vm for each in found.make] == ["vm-1"]
+    assert found.status is not None
+    (blocked,) = found.status.blocked
+    assert (blocked.vm, blocked.reason) == ("shop/vm-0", "TPM")
+    assert blocked.message
+    assert found.cancel == ()
+
+
+def test_one_that_failed_is_tried_again_later_under_another_name() -> None:
+    (first,) = evacuated(1).make
+    failed = attempt("vm-0", first.name, "False")
+    soon = evacuated(1, failed, later=RETRY.total_seconds() - 1)
+    assert soon.make == ()
+    assert soon.status is not None
+    assert [(each.reason, each.message) for each in soon.status.blocked] == [
+        ("Refused", f"VirtualMachineMigration {first.name}: No.")
+    ]
+    (second,) = evacuated(1, failed, later=RETRY.total_seconds()).make
+    assert second.name != first.name
+
+
+def test_what_was_moved_stays_counted_when_its_migration_has_expired() -> None:
+    moved = evacuated(0, attempt("vm-0", ended="True")).status
+    assert moved is not None
+    assert (moved.moved, moved.remaining) == (1, 0)
+    later = evacuate(hypervisor(evacuation=moved.wire()), [], {}, [], NOW + timedelta(days=2)).status
+    assert later is not None
+    assert (later.moved, later.since) == (1, NOW)
+
+
+def test_clearing_it_cancels_what_has_not_begun_and_nothing_else() -> None:
+    attempts = [
+        attempt("vm-0", "waits"),
+        attempt("vm-1", "moves", intent=INTENT),
+        attempt("vm-2", "done", "True"),
+        attempt("vm-3", "by-hand", label=False),
+    ]
+    found = evacuate(hypervisor("Off"), vms(4), {}, attempts, NOW)
+    assert found == Evacuation(cancel=(("shop", "waits"),))

@@ -367,10 +367,22 @@ async def post_copy_and_a_restart_of_the_sources_daemon(rig: Rig) -> Seen:
 async def post_copy_and_a_restart_of_the_targets_daemon(rig: Rig) -> Seen:
     move = await _in_post_copy(rig)
     await rig.two.restart_daemon()
-    seen = [await move.outcome()]
+    seen: Seen = [await move.outcome()]
     await move.again()
     seen.append(await move.seen())
     await asyncio.sleep(30)
+    return [*seen, await move.seen()]
+
+
+@probe
+async def resuming_what_only_the_source_takes_for_broken(rig: Rig) -> Seen:
+    move = await _in_post_copy(rig)
+    await rig.two.restart_daemon()
+    await move.outcome()
+    await move.again()
+    seen: Seen = [await move.side(rig.host), await move.side(move.there)]
+    seen.append(await code(rig.host.resume_post_copy(move.number, move.request)))
+    await asyncio.sleep(25)
     return [*seen, await move.seen()]
 
 

@@ -23,7 +23,7 @@ class Machine(Host):
 
     def __init__(self, name: str, number: int, effects: Effects, ledger: Ledger) -> None:
         super().__init__(name, number, effects, ledger)
-        self.boots = 0
+        self.boots = self.ends_of_daemon = 0
         self._silence: asyncio.TimerHandle | None = None
         self.peers: dict[str, Machine] = {}
         self.at: dict[str, Callable[[], object]] = {}
@@ -130,6 +130,7 @@ class Machine(Host):
 
     def _stop_daemon(self) -> None:
         self.daemon_up = False
+        self.ends_of_daemon += 1
         for call in list(self.calls):
             call.cancel()
 

@@ -41,6 +41,9 @@ class Migration:
         self.point = "begun"
         self.post_copy = self.aborted = False
         self.paused = record.state == "Paused"
+        self.stream: asyncio.Task[None] | None = None
+        self.attended = False
+        self._ends_of_daemon = 0
         self.speed = float(request.bandwidth_mib_s or FAST_MIB_S)
         self.downtime = request.max_downtime_ms
         self.iteration, self.sent, self.left = 1, 0.0, float(_process(record).memory_mib)
@@ -101,14 +104,15 @@ class Migration:
     async def resume(self) -> None:
         """Go on after post-copy failed."""
         assert self.incoming is not None
-        self._check_halves()
+        if self.incoming.process is None:
+            raise invalid("the target has no such domain")
+        self._ends_of_daemon = self._target.ends_of_daemon
         self._show("Postcopy")
-        self._marked = self._heard = self._now()
         try:
             await self._fetch()
             self._confirm()
         except asyncio.CancelledError:
-            self._show("PostcopyFailed")
+            self._lose_source()
             raise
         except HostError:
             self._roll_back()
@@ -132,7 +136,7 @@ class Migration:
         if host is self.source:
             what = f"internal error: Attempt to migrate guest to the same host {host.facts.host_uuid}"
             raise HostError(driver.INTERNAL_ERROR, what, QEMU_DOMAIN)
-        self.target = host
+        self.target, self._ends_of_daemon = host, host.ends_of_daemon
 
     def _check_safe(self) -> None:
         if not self.request.unsafe and any(libvirt_xml.disks(_process(self.record).live)):
@@ -212,25 +216,45 @@ class Migration:
         target.shows(incoming, "Running", "Postcopy" if self.post_copy else "Migrated")
 
     async def _fetch(self) -> None:
-        """In post-copy: the memory that is still missing."""
+        """In post-copy: the memory that is still missing, which the QEMUs send each other whatever the daemons do."""
         if not self.post_copy:
             return
+        self.attended = True
+        self.stream = self.source.effects.spawn(self._stream())
+        while not self.stream.done():
+            await asyncio.wait([self.stream], timeout=TICK_SECONDS)
+            self._check_connection()
+        if self.left > 0:
+            what = "operation failed: job 'migration in' failed in post-copy phase"
+            raise HostError(driver.OPERATION_FAILED, what, QEMU_DOMAIN)
+        self._arrive()
+
+    async def _stream(self) -> None:
         rate = float(self.request.post_copy_mib_s or FAST_MIB_S)
-        while self.left > 0:
-            self._check_halves()
-            if not (self.source.linked.is_set() and self._target.linked.is_set()) or self._target.parted:
-                raise _failed("job 'migration in' failed in post-copy phase")
+        while self.left > 0 and self._streams():
             step = min(self.left / rate, TICK_SECONDS)
             await asyncio.sleep(step)
             self.left, self.sent = max(self.left - rate * step, 0), self.sent + rate * step
+        if self.attended:
+            return
+        if self.left > 0:
+            self._show("PostcopyFailed")
+        else:  # libvirt forgets that the source was to be undefined
+            self._arrive()
+            process = _process(self.record)
+            process.on_end = None
+            process.end("Migrated")
+            self.source.off(self.record, "Migrated")
+
+    def _streams(self) -> bool:
+        assert self.incoming is not None
+        linked = self.source.linked.is_set() and self._target.linked.is_set() and not self._target.parted
+        return linked and self.record.process is not None and self.incoming.process is not None
+
+    def _arrive(self) -> None:
         assert self.incoming is not None
         self.incoming.doing = None
         self._target.shows(self.incoming, "Running", "Migrated")
-
-    def _check_halves(self) -> None:
-        assert self.incoming is not None
-        if self.record.process is None or self.incoming.process is None:
-            raise _failed("job 'migration in' failed in post-copy phase")
 
     def _confirm(self) -> None:
         record, process = self.record, _process(self.record)
@@ -245,7 +269,7 @@ class Migration:
     def _roll_back(self) -> None:
         """The source takes it for failed, whatever the target has made of it."""
         if self.post_copy and self.point in ("finishing", "finished"):
-            self._show("PostcopyFailed")
+            self._show("PostcopyFailed", streaming=self.stream is not None and not self.stream.done())
             return
         if self.point not in ("finished", "confirmed"):
             self._let_go()
@@ -254,19 +278,21 @@ class Migration:
         if process is not None and record.state == "Paused" and record.reason in ("Migration", "Postcopy"):
             self.source.go_on(record, process)
 
-    def _show(self, reason: str) -> None:
-        """Both halves of a domain in post-copy, as far as they are there."""
+    def _show(self, reason: str, *, streaming: bool = False) -> None:
+        """Both halves of a domain in post-copy, as far as they are there; as long as it streams, only the source."""
         assert self.incoming is not None
+        self.attended = False
         if self.record.process is not None:
             self.record.doing = self
             self.source.shows(self.record, "Paused", reason)
-        if self.incoming.process is not None:
+        if self.incoming.process is not None and not streaming:
             self.incoming.doing = In()
             self._target.shows(self.incoming, "Running", reason)
 
     def _lose_source(self) -> None:
         """The source's daemon is gone: the target notices at once, or by silence when the host or its link is gone."""
         if self.post_copy and self.point in ("finishing", "finished"):
+            self.attended = False
             return
         if self.target is None:
             return
@@ -321,8 +347,7 @@ class Migration:
             raise HostError(driver.OPERATION_ABORTED, "operation aborted: job 'migration out' canceled by client", 10)
         if self.record.process is None:
             raise HostError(driver.OPERATION_FAILED, "operation failed: domain is not running", DOMAIN_DOMAIN)
-        if not target.daemon_up:
-            raise HostError(driver.INTERNAL_ERROR, "internal error: client socket is closed", RPC_DOMAIN)
+        self._check_connection()
         if incoming is not None and incoming.process is None and self.point != "finished":
             what = "internal error: qemu unexpectedly closed the monitor"
             raise HostError(driver.INTERNAL_ERROR, what, QEMU_DOMAIN)
@@ -331,6 +356,10 @@ class Migration:
         if target.hears(self.source) and target.is_heard(self.source):
             self._heard = self._now()
         elif self._now() - self._heard > SILENCE_SECONDS:
+            raise HostError(driver.INTERNAL_ERROR, "internal error: client socket is closed", RPC_DOMAIN)
+
+    def _check_connection(self) -> None:
+        if self._target.ends_of_daemon != self._ends_of_daemon:
             raise HostError(driver.INTERNAL_ERROR, "internal error: client socket is closed", RPC_DOMAIN)
 
     @staticmethod
@@ -368,6 +397,8 @@ async def resume_post_copy(host: Machine, uuid: str, request: MigrationRequest) 
     move = record.doing
     if not isinstance(move, Migration) or record.reason != "PostcopyFailed":
         raise invalid(f"migration of domain '{record.name}' is not in post-copy phase")
+    if move.stream is not None and not move.stream.done():
+        raise invalid(f"migration of domain '{record.name}' is not in post-copy failed state on the target")
     move.request = request
     await move.resume()
 
@@ -384,7 +415,6 @@ def recover(host: Machine, record: Record) -> None:
     move, process = record.doing, record.process
     assert process is not None
     if record.reason in ("Postcopy", "PostcopyFailed"):
-        host.shows(record, record.state, "PostcopyFailed")
         return
     record.doing = None
     if isinstance(move, In):

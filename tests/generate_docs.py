@@ -58,6 +58,11 @@ VM_CONDITIONS = {
         "No such domain was seen.",
         "Never.",
     ),
+    "Migratable": (
+        "The VM could be moved live now, without copying disks, to a host that answers.",
+        "It could not; the reason says why.",
+        "No other host was asked yet.",
+    ),
 }
 HYPERVISOR_CONDITIONS = {
     "Ready": (

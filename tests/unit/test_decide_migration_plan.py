@@ -17,10 +17,10 @@ from homeostat.api.hypervisor import HypervisorSpec
 from homeostat.api.meta import FINALIZER
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.migration_policy import EffectivePolicy
-from homeostat.api.observed import Absent, Answer, Pool, Present, Unknown
+from homeostat.api.observed import Absent, Answer, Pool, Present, Traits, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
-from homeostat.decide.migratable import Traits, condition, marker
+from homeostat.decide.migratable import condition, marker
 from homeostat.decide.migration_plan import Fleet, behind, plan, request
 from homeostat.decide.view import HostView, VMView
 from tests.unit import test_decide_vm as vms
@@ -339,10 +339,10 @@ def test_whatever_waits_no_limit_is_passed_and_somebody_can_always_begin(moves: 
 
 def judged(vm: VirtualMachine, traits: Traits | None = None, /, domain: Object | None = None, **b: Any) -> str:
     """Return status/reason of condition Migratable of a VM on a, with b beside it."""
-    found = running(vm, **(domain or {}))
+    found = running(vm, traits=traits or Traits(), **(domain or {}))
     assert isinstance(found, Present)
     hosts = {"a": host("a", found), "b": replace(host("b"), **b)}
-    status, say = condition(vm, found.domain, traits or Traits(), hosts["a"], hosts)
+    status, say = condition(vm, found.domain, hosts["a"], hosts)
     assert say.reason in reasons.MIGRATABLE
     return f"{status}/{say.reason}"
 
@@ -361,7 +361,6 @@ IMAGES = {"name": "images", "pool": "images", "allowedNamespaces": ["*"]}
         (Traits(tpm=True), "TPM"),
         (Traits(nvram="/var/lib/libvirt/qemu/nvram/web.fd"), "NVRAM"),
         (Traits(caches=(("ua-disk-root", "writeback"),)), "DiskCache"),
-        (Traits(detaching=("ua-disk-root",)), "PendingDetach"),
         (Traits(snapshots=2), "Snapshots"),
         (Traits(block_jobs=("ua-disk-root",)), "BlockJob"),
         (Traits(cdroms=("/seed/web.iso",)), "SeedISO"),
@@ -396,6 +395,8 @@ def test_what_of_the_vm_is_in_the_way() -> None:
     assert judged(machine(), domain={"state": "Paused", "reason": "User"}) == "False/NotRunning"
     assert judged(machine(), domain={"persistent": False}) == "False/Transient"
     assert judged(machine(), domain={"managed_save": True}) == "False/ManagedSave"
+    without = vms.domain(vms.settled()).inactive
+    assert judged(machine(), domain={"inactive": without}) == "False/PendingDetach"
     local: dict[str, Any] = {"spec": spec(pools=[POOL | {"storageID": None}])}
     assert judged(vms.settled({"boot": KERNEL}), **local) == "False/KernelNotShared"
     assert judged(vms.settled({"disks": [IMAGE]}), spec=spec(pools=[POOL, IMAGES])) == "False/ImageNotShared"
@@ -408,6 +409,17 @@ def test_what_of_the_vm_is_in_the_way() -> None:
 def test_two_mtus_are_in_the_way_only_when_both_are_known() -> None:
     network = {"name": "lan", "type": "Bridge", "bridge": {"name": "br0"}, "allowedNamespaces": ["*"]}
     vm = vms.settled({"interfaces": [{"name": "lan", "network": "lan"}]})
-    there: dict[str, Any] = {"spec": spec(networks=[network])}
-    assert judged(vm, Traits(mtus={("a", "lan"): 9000, ("b", "lan"): 1500}), **there) == "False/DifferentMTU"
-    assert judged(vm, Traits(mtus={("a", "lan"): 9000}), **there) == "True/Migratable"
+    lan, found = spec(networks=[network]), running(vm)
+    assert isinstance(found, Present)
+    assert FACTS is not None
+
+    def between(here: int, there: int | None) -> str:
+        facts = [replace(FACTS, mtus=(("br0", mtu),) if mtu else ()) for mtu in (here, there)]
+        hosts = {n: replace(host(n), spec=lan, facts=each) for n, each in zip("ab", facts, strict=True)}
+        return condition(vm, found.domain, hosts["a"], hosts)[1].reason
+
+    assert [between(9000, 1500), between(9000, 9000), between(9000, None)] == [
+        "DifferentMTU",
+        "Migratable",
+        "Migratable",
+    ]

@@ -91,6 +91,24 @@ class DomainConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What a domain has beside its configuration that a live migration minds.
+
+    `caches` are (disk alias, cache mode) where one is set, `cdroms` the paths of media, `block_jobs` aliases of disks
+    that are being copied or merged.
+    """
+
+    caches: tuple[tuple[str, str], ...] = ()
+    host_devices: tuple[str, ...] = ()
+    tpm: bool = False
+    nvram: str = ""
+    cdroms: tuple[str, ...] = ()
+    block_jobs: tuple[str, ...] = ()
+    snapshots: int = 0
+    """How many snapshots libvirt has metadata of."""
+
+
+@dataclass(frozen=True, slots=True)
 class Domain:
     """One libvirt domain as last read. `live` is None for a domain that is off, `inactive` for a transient one."""
 
@@ -108,6 +126,7 @@ class Domain:
     agent_connected: bool | None = None
     chains: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """(disk alias, paths from top to base) as the live definition shows it, of the persistent one when off."""
+    traits: Traits = Traits()
 
     @property
     def active(self) -> bool:
@@ -191,6 +210,8 @@ class HostFacts:
     bridges: tuple[str, ...] = ()
     """Bridges of the host; empty when the host has no interface driver and they cannot be listed."""
     bridges_known: bool = False
+    mtus: tuple[tuple[str, int], ...] = ()
+    """(bridge or libvirt network, MTU), where the host says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,7 +222,7 @@ MIGRATION: dict[str, Reason] = {
 }
 
 MIGRATABLE: dict[str, str] = {
-    "Migratable": "The VM can be moved live; the message names a host that it can go to.",
+    "Migratable": "The VM can be moved live to at least one other host.",
     "NotRunning": "Only a running VM can be moved live.",
     "HostsUnknown": "No other host was asked yet, or none answers: whether it can be moved cannot be said.",
     "NoOtherHost": "There is no other Hypervisor.",

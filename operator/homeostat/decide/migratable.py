@@ -5,39 +5,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from homeostat.api.hypervisor import HostPool
-from homeostat.api.observed import RUNNING_STATES, Domain, HostFacts, Unknown
+from homeostat.api.observed import RUNNING_STATES, Domain, DomainConfig, HostFacts, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import wanted
 from homeostat.decide.placement import unwanted
 from homeostat.decide.view import HostView, Say
 
 SAFE_CACHES = frozenset({"none", "directsync"})
-OF_THE_VM = frozenset(
-    {"DiskCache", "HostDevice", "TPM", "NVRAM", "PendingDetach", "ManagedSave", "Snapshots", "BlockJob"}
-)
-"""Reasons that no choice of a host overcomes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What a domain has beside its configuration that a migration minds, as read from its definition and libvirt.
-
-    `caches` are (disk alias, cache mode) where one is set; `cdroms` paths of media; `detaching` aliases in the running
-    domain that the definition no longer has; `mtus` the MTU of each logical network on each Hypervisor, where known.
-    """
-
-    caches: tuple[tuple[str, str], ...] = ()
-    host_devices: tuple[str, ...] = ()
-    tpm: bool = False
-    nvram: str = ""
-    cdroms: tuple[str, ...] = ()
-    detaching: tuple[str, ...] = ()
-    snapshots: int = 0
-    block_jobs: tuple[str, ...] = ()
-    mtus: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +23,18 @@ class Move:
 
     vm: VirtualMachine
     domain: Domain
-    traits: Traits
     source: HostView
     target: HostView
     copied: frozenset[str] = frozenset()
 
 
 def condition(
-    vm: VirtualMachine, domain: Domain | None, traits: Traits, source: HostView | None, hosts: Mapping[str, HostView]
+    vm: VirtualMachine, domain: Domain | None, source: HostView | None, hosts: Mapping[str, HostView]
 ) -> tuple[str, Say]:
     """(True, False or Unknown, why) of the condition Migratable; no disk is taken to be copied."""
     if domain is None or source is None or domain.state not in RUNNING_STATES:
         return "False", Say("NotRunning")
-    own = next(of_the_vm(domain, traits), None)
+    own = next(of_the_vm(domain), None)
     if own is not None:
         return "False", own
     others = [host for name, host in sorted(hosts.items()) if _another(host, source)]
@@ -67,10 +43,9 @@ def condition(
     asked = [host for host in others if host.facts is not None and not isinstance(host.answer, Unknown)]
     if not asked:
         return "Unknown", Say("HostsUnknown", f"{others[0].name} does not answer")
-    verdicts = [next(blockers(Move(vm, domain, traits, source, host)), None) for host in asked]
-    free = [host.name for host, verdict in zip(asked, verdicts, strict=True) if verdict is None]
-    if free:
-        return "True", Say("Migratable", f"to {free[0]}" + (f" and {len(free) - 1} more" if len(free) > 1 else ""))
+    verdicts = [next(blockers(Move(vm, domain, source, host)), None) for host in asked]
+    if None in verdicts:
+        return "True", Say("Migratable")  # no host by name: what others do would rewrite every VM's status
     return "False", next(verdict for verdict in verdicts if verdict is not None)
 
 
@@ -80,7 +55,7 @@ def _another(host: HostView, source: HostView) -> bool:
 
 def blockers(move: Move) -> Iterator[Say]:
     """Every reason against moving this VM to this host, the nearest to being overcome last."""
-    yield from of_the_vm(move.domain, move.traits)
+    yield from of_the_vm(move.domain)
     if (say := unwanted(move.vm, move.target)) is not None:
         yield Say("PlacementForbids", say.detail)
     yield from _offers(move)
@@ -89,8 +64,9 @@ def blockers(move: Move) -> Iterator[Say]:
     yield from _mtu(move)
 
 
-def of_the_vm(domain: Domain, traits: Traits) -> Iterator[Say]:
+def of_the_vm(domain: Domain) -> Iterator[Say]:
     """Reasons that no choice of a host overcomes."""
+    traits = domain.traits
     if not domain.persistent:
         yield Say("Transient")
     for device in traits.host_devices:
@@ -102,7 +78,7 @@ def of_the_vm(domain: Domain, traits: Traits) -> Iterator[Say]:
     for alias, mode in traits.caches:
         if mode not in SAFE_CACHES:
             yield Say("DiskCache", f"disk {_plain(alias)} has cache {mode}")
-    for alias in traits.detaching:
+    for alias in _detaching(domain):
         yield Say("PendingDetach", f"device {_plain(alias)}")
     if domain.managed_save:
         yield Say("ManagedSave")
@@ -110,6 +86,18 @@ def of_the_vm(domain: Domain, traits: Traits) -> Iterator[Say]:
         yield Say("Snapshots", f"{traits.snapshots} of them")
     for alias in traits.block_jobs:
         yield Say("BlockJob", f"disk {_plain(alias)}")
+
+
+def _detaching(domain: Domain) -> list[str]:
+    """Disks and interfaces of the process that its definition no longer has: the guest was asked to let go of them."""
+    if domain.live is None or domain.inactive is None:
+        return []
+    lasting = _aliases(domain.inactive)
+    return [alias for alias in _aliases(domain.live) if alias not in lasting]
+
+
+def _aliases(config: DomainConfig) -> list[str]:
+    return [disk.alias for disk in config.disks] + [nic.alias for nic in config.nics]
 
 
 def _plain(alias: str) -> str:
@@ -171,7 +159,7 @@ def _storage(move: Move) -> Iterator[Say]:
             yield Say("ImageNotShared", f"disk {disk.name!r}, pool {image.pool!r}, Hypervisor {name}")
     for alias, path in _beyond_the_spec(move):
         yield Say("LocalDisk", f"disk {alias} at {path} is not in the spec")
-    for path in move.traits.cdroms:
+    for path in move.domain.traits.cdroms:
         if not any(path.startswith(f"{folder}/") for folder in _shared_folders(move)):
             yield Say("SeedISO", f"{path}, Hypervisor {name}")
     for logical in sorted({disk.pool for disk in vm.spec.disks if disk.name not in move.copied}):
@@ -240,7 +228,12 @@ def locked(move: Move) -> bool:
 
 def _mtu(move: Move) -> Iterator[Say]:
     for nic in move.vm.spec.interfaces:
-        here = move.traits.mtus.get((move.source.name, nic.network))
-        there = move.traits.mtus.get((move.target.name, nic.network))
+        here, there = _mtu_of(move.source, nic.network), _mtu_of(move.target, nic.network)
         if here is not None and there is not None and here != there:
             yield Say("DifferentMTU", f"network {nic.network!r}: {here} here, {there} on Hypervisor {move.target.name}")
+
+
+def _mtu_of(host: HostView, network: str) -> int | None:
+    found = wanted.find_network(host.spec, network)
+    member = (found.bridge or found.network) if found else None
+    return dict(host.facts.mtus).get(member.name) if member and host.facts else None

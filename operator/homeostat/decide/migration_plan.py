@@ -21,7 +21,7 @@ from homeostat.api.observed import Absent, Domain, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_policy as policies
 from homeostat.decide import wanted
-from homeostat.decide.migratable import Move, Traits, blockers, locked, marker, pools_of, proved, shared
+from homeostat.decide.migratable import Move, blockers, locked, marker, pools_of, proved, shared
 from homeostat.decide.migration import ended
 from homeostat.decide.placement import obstacle
 from homeostat.decide.view import HostView, Say, VMView
@@ -64,7 +64,6 @@ class Fleet:
     migrations: tuple[VirtualMachineMigration, ...]
     most: int
     now: datetime
-    traits: Traits = field(default_factory=Traits)
     post_copy: Mapping[str, bool] = field(default_factory=dict)
     """Hypervisors that are known to be able to do post-copy, or not; those that are not named are taken to be."""
 
@@ -82,7 +81,7 @@ class Found:
     def move(self, target: HostView) -> Move:
         """The move to this target."""
         copied = self.migration.spec.storage_copy.disks if self.migration.spec.storage_copy else ()
-        return Move(self.vm, self.domain, self.fleet.traits, self.source, target, frozenset(copied))
+        return Move(self.vm, self.domain, self.source, target, frozenset(copied))
 
 
 def plan(migration: VirtualMachineMigration, vm: VirtualMachine | None, fleet: Fleet) -> Plan:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Literal, cast
 
 from homeostat.api import reasons
-from homeostat.api.meta import Condition, rfc3339, set_condition
+from homeostat.api.meta import Condition, condition, rfc3339, set_condition
 from homeostat.api.migration_policy import MigrationInFlight
 from homeostat.api.observed import ACTIVE_STATES, RUNNING_STATES, Domain, DomainConfig, Unknown
 from homeostat.api.virtualmachine import (
@@ -19,7 +19,7 @@ from homeostat.api.virtualmachine import (
     VirtualMachine,
     VirtualMachineStatus,
 )
-from homeostat.decide import backoff, runstrategy, wanted
+from homeostat.decide import backoff, migratable, runstrategy, wanted
 from homeostat.decide.view import Decision, HostView, VMView
 from homeostat.decide.whereabouts import Whereabouts, foreignness, locate
 
@@ -41,7 +41,7 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
         next=row.next,
         host=_host_name(vm, where, host),
         domain=_domain(vm, host, domain, where, now),
-        conditions=_conditions(vm, decision, where, pending, since, now),
+        conditions=_conditions(vm, view, decision, where, pending, since, now),
         addresses=_addresses(vm, view, domain),
         disks=_disks(vm, host, domain),
         start_failures=_failures(vm, decision, now),
@@ -209,9 +209,15 @@ def _expanded(config: DomainConfig, live: DomainConfig) -> DomainConfig:
 
 
 def _conditions(
-    vm: VirtualMachine, decision: Decision, where: Whereabouts, pending: list[str], since: datetime, now: datetime
+    vm: VirtualMachine,
+    view: VMView,
+    decision: Decision,
+    where: Whereabouts,
+    pending: list[str],
+    since: datetime,
+    now: datetime,
 ) -> tuple[Condition, ...]:
-    _, domain = _seen(where)
+    host, domain = _seen(where)
     row, message, reason = reasons.VM[decision.say.reason], sentence(decision, since), decision.say.reason
     conditions = vm.status.conditions
 
@@ -231,7 +237,20 @@ def _conditions(
     put("RestartRequired", *_restart_required(pending))
     put("AgentConnected", *_agent(vm, domain))
     put("Conflict", *_conflict(decision, message, where))
+    put("Migratable", *_migratable(vm, view, host, domain))
     return conditions
+
+
+def _migratable(
+    vm: VirtualMachine, view: VMView, host: HostView | None, domain: Domain | None
+) -> tuple[Truth, str, str]:
+    """What was known stays while no other host can be asked: an operator that starts rewrites no status for it."""
+    value, say = migratable.condition(vm, domain, host, view.hosts)
+    old = condition(vm.status.conditions, "Migratable")
+    if value == "Unknown" and old is not None and old.reason != "NotRunning":
+        return old.status, old.reason, old.message
+    detail = f" {say.detail[:1].upper()}{say.detail[1:]}." if say.detail else ""
+    return cast(Truth, value), say.reason, reasons.MIGRATABLE[say.reason] + detail
 
 
 def _conflict(decision: Decision, message: str, where: Whereabouts) -> tuple[Truth, str, str]:

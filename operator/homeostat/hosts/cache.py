@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from itertools import count
 from xml.etree.ElementTree import ParseError
 
-from homeostat.api.observed import ACTIVE_STATES, Domain
+from homeostat.api.observed import ACTIVE_STATES, Domain, Traits
 from homeostat.hosts.domain_xml import ParsedDomain, parse
 from homeostat.hosts.driver import Connection, DomainRow
 
@@ -91,6 +91,7 @@ def _domain(row: DomainRow, live: ParsedDomain | None, inactive: ParsedDomain | 
         inactive=inactive.config if inactive else None,
         agent_connected=live.agent_connected if live else None,
         chains=shown.chains if shown else (),
+        traits=shown.traits if shown else Traits(),
     )
 
 

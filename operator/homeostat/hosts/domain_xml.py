@@ -12,9 +12,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from homeostat.api.observed import DiskConfig, DomainConfig, NicConfig, Owner
+from homeostat.api.observed import DiskConfig, DomainConfig, NicConfig, Owner, Traits
 from homeostat.hosts.carried import Carried
 from homeostat.hosts.names import AGENT_CHANNEL, METADATA_KEY, METADATA_NAMESPACE
+from homeostat.hosts.traits import traits
 
 SPARE_PORTS = 8
 """Free PCIe root ports: q35 has no other place to plug a device in while the guest runs."""
@@ -27,7 +28,7 @@ ET.register_namespace(METADATA_KEY, METADATA_NAMESPACE)
 
 @dataclass(frozen=True, slots=True)
 class ParsedDomain:
-    """A domain's XML in our words. `chains` as in api.observed.Domain."""
+    """A domain's XML in our words. `chains` and `traits` as in api.observed.Domain."""
 
     uuid: str
     name: str
@@ -35,6 +36,7 @@ class ParsedDomain:
     owner: Owner | None
     agent_connected: bool | None
     chains: tuple[tuple[str, tuple[str, ...]], ...]
+    traits: Traits
 
 
 def render(uuid: str, name: str, config: DomainConfig, owner: Owner, carried: str | None) -> str:
@@ -73,6 +75,7 @@ def parse(text: str) -> ParsedDomain:
         owner=_parse_owner(root.find(f"metadata/{_OWNER}")),
         agent_connected=None if connected is None else connected == "connected",
         chains=tuple((disk.alias, (disk.path, *(path for path, _format in disk.backing))) for disk in disks),
+        traits=traits(root),
     )
 
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from homeostat.api.hypervisor import Hypervisor
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
-from tests.api.objects import Object, disk, hypervisor, image_disk, network, vm, volume_disk
+from tests.api.objects import Object, disk, hypervisor, image_disk, migration, network, vm, volume_disk
 from tests.api.server import Refused, Server
 
 EXAMPLES = 150
-KINDS = {kind.__name__: kind for kind in (Hypervisor, VirtualMachine)}
+KINDS = {kind.__name__: kind for kind in (Hypervisor, VirtualMachine, VirtualMachineMigration)}
 UUID = "11111111-2222-4333-8444-55555555555a"
 KERNEL = {"pool": "images", "kernel": "vmlinuz", "initrd": "initrd.img", "commandLine": "console=ttyS0"}
 FULL_VM = vm(
@@ -63,8 +64,37 @@ FULL_HYPERVISOR = hypervisor(
     overcommit={"cpuPercent": 200, "memoryPercent": 150},
     reservedMemory="512Mi",
     maintenance="Cordon",
+    migration={
+        "peerURI": "qemu+tls://host-1.example:16514/system",
+        "address": "host-1.example",
+        "ports": {"first": 50000, "last": 50010},
+        "tls": "Enabled",
+        "maxInbound": 1,
+        "maxOutbound": 100,
+        "policy": {"mode": "Auto", "onTimeout": "PostCopy", "autoConverge": "Enabled"},
+    },
     outOfService={"since": "2026-01-31T12:00:00Z", "evidence": "PoweredOff"},
     hostUUID=UUID,
+)
+FULL_MIGRATION = migration(
+    target={"host": "host-2"},
+    policy={
+        "mode": "PreCopy",
+        "bandwidth": "100Mi",
+        "maxDowntimeMilliseconds": 100,
+        "completionTimeoutSecondsPerGiB": 10,
+        "progressTimeoutSeconds": 10,
+        "onTimeout": "ForceComplete",
+        "autoConverge": "Enabled",
+        "parallelConnections": 2,
+        "compression": "Zstd",
+        "tls": "Disabled",
+        "switchover": "Confirmed",
+    },
+    storageCopy={"type": "Full", "disks": ["root", "data"]},
+    ttlSecondsAfterFinished=60,
+    abort="Requested",
+    resolve={"keep": "KeepTarget", "evidence": "0123456789abcdef"},
 )
 ODD_STRINGS = [
     "",
@@ -111,6 +141,7 @@ WORDS += [
     "san",
     "system",
 ]
+WORDS += ["PostCopy", "Auto", "None", "XBZRLE", "Incremental", "0" * 16, "50000", "root"]
 WORDS += [
     "2026-02-31T12:00:00Z",
     "2026-01-31T12:00:00",
@@ -155,7 +186,7 @@ def forget(spec: Object, path: tuple[Any, ...]) -> None:
         return
 
 
-def read(item: Object) -> Hypervisor | VirtualMachine | str:
+def read(item: Object) -> Hypervisor | VirtualMachine | VirtualMachineMigration | str:
     """Return the model, or what it complains of."""
     try:
         return KINDS[item["kind"]].model_validate(item)
@@ -171,7 +202,7 @@ def admitted(server: Server, item: Object) -> Object | str:
         return str(refusal)
 
 
-@pytest.mark.parametrize("full", [FULL_VM, FULL_HYPERVISOR], ids=["vm", "hv"])
+@pytest.mark.parametrize("full", [FULL_VM, FULL_HYPERVISOR, FULL_MIGRATION], ids=["vm", "hv", "vmmig"])
 def test_they_agree(server: Server, full: Object) -> None:
     verdicts: Counter[str] = Counter()
 

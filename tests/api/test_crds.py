@@ -12,8 +12,9 @@ import yaml
 from homeostat.api.crd import KINDS, manifests
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.meta import API_VERSION, GROUP, Resource
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
-from tests.api.objects import disk, hypervisor, vm
+from tests.api.objects import disk, hypervisor, migration, vm
 from tests.api.server import Object, Server
 from tests.controlplane import ControlPlane, GivenControlPlane
 
@@ -68,6 +69,7 @@ EXPLAINED = {
     "vm.spec.disks.bus": "The bus that the guest sees the disk on",
     "vm.spec.disks.source.image.format": "Format of the image; it is never guessed.",
     "vm.status.candidates": "Hosts where the VM may be",
+    "vmmig.spec.resolve.evidence": "status.decision.evidence that this answers",
     "hv.spec.pools.storageID": "Names storage that several hosts share",
     "hypervisor.status.conditions.reason": "One word for why",
 }
@@ -205,6 +207,7 @@ VM_STATUS: Object = {
     "machineType": "pc-q35-7.2",
     "cpuModel": "qemu64",
     "pendingChanges": ["memory: 512 MiB running, 1024 MiB wanted"],
+    "migration": {"name": "move", "uid": UID, "source": "host-1", "target": "host-2", "since": NOW},
 }
 HYPERVISOR_STATUS: Object = {
     "observedGeneration": 1,
@@ -225,6 +228,88 @@ HYPERVISOR_STATUS: Object = {
     "foreignDomains": 0,
     "orphans": [{"uuid": UID, "name": "default_old", "namespace": "default", "vm": "old", "since": NOW}],
     "holds": ["default/web"],
+    "evacuation": {
+        "since": NOW,
+        "moved": 1,
+        "moving": 1,
+        "remaining": 2,
+        "blocked": [{"vm": "default/db", "reason": "TPM", "message": "The guest has a TPM."}],
+    },
+}
+
+
+SIDE: Object = {
+    "answer": "Present",
+    "state": "Paused",
+    "reason": "Migration",
+    "job": "Out",
+    "definition": "Persistent",
+    "since": NOW,
+}
+RESOLVED = {"keep": "KeepTarget", "evidence": "0123456789abcdef"}
+MIGRATION_STATUS: Object = {
+    "observedGeneration": 1,
+    "phase": "Switching",
+    "reason": "Confirming",
+    "since": NOW,
+    "source": "host-1",
+    "target": "host-2",
+    "intent": {
+        "source": "host-1",
+        "sourceUUID": HOST_UUID,
+        "target": "host-2",
+        "targetUUID": UID,
+        "attempt": UID,
+        "domainUUID": UID,
+        "time": NOW,
+        "startedPaused": "Enabled",
+        "locks": "Effective",
+        "postCopy": "Enabled",
+    },
+    "policy": {
+        "mode": "Auto",
+        "bandwidth": "100Mi",
+        "maxDowntimeMilliseconds": 500,
+        "completionTimeoutSecondsPerGiB": 150,
+        "progressTimeoutSeconds": 150,
+        "onTimeout": "PostCopy",
+        "autoConverge": "Disabled",
+        "parallelConnections": 1,
+        "compression": "None",
+        "tls": "Enabled",
+        "switchover": "Confirmed",
+    },
+    "marks": {
+        "aborted": NOW,
+        "frozen": NOW,
+        "endedSource": NOW,
+        "forceCompleted": NOW,
+        "postCopy": NOW,
+        "timedOut": "Progress",
+        "resolved": RESOLVED,
+    },
+    "decision": {
+        "row": "7b",
+        "owner": "Target",
+        "since": NOW,
+        "evidence": RESOLVED["evidence"],
+        "source": SIDE,
+        "target": {"answer": "Unknown", "state": "Shutoff", "reason": "RecordLost", "since": NOW},
+    },
+    "progress": {
+        "percent": 50,
+        "remainingMiB": 512,
+        "dirtyMiBPerSecond": 10,
+        "bandwidthMiBPerSecond": 100,
+        "downtimeLimitMilliseconds": 50,
+        "iteration": 1,
+        "elapsedSeconds": 5,
+    },
+    "cost": {"transferredMiB": 600, "downtimeMilliseconds": 40, "totalSeconds": 6},
+    "startTime": NOW,
+    "completionTime": NOW,
+    "lastMessage": "client socket is closed",
+    "conditions": [READY | {"type": "Finished"}],
 }
 
 
@@ -234,6 +319,10 @@ def test_a_whole_status_comes_back_as_it_was_written(server: Server, namespace: 
     assert wire == VM_STATUS
     after = server.replace(made | {"status": wire}, subresource="/status")
     assert after["status"] == VM_STATUS
+    moved = server.create(migration("move", namespace))
+    wire = VirtualMachineMigration.model_validate(moved | {"status": MIGRATION_STATUS}).status.wire()
+    assert wire == MIGRATION_STATUS
+    assert server.replace(moved | {"status": wire}, subresource="/status")["status"] == MIGRATION_STATUS
     host = server.create(hypervisor(namespace))
     try:
         wire = Hypervisor.model_validate(host | {"status": HYPERVISOR_STATUS}).status.wire()

@@ -6,10 +6,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from homeostat.api import reasons
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.migration import VirtualMachineMigration
+from homeostat.api.observed import HostAnswer, HostFacts
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.evacuation import LABEL, RETRY, Evacuation, NewMigration, evacuate
+from homeostat.decide.hypervisor import closed, verdict
 from homeostat.decide.view import Say
 from tests.unit.migrations import INTENT
 
@@ -63,6 +66,14 @@ def evacuated(count: int, *attempts: VirtualMachineMigration, later: float = 0, 
 
 def applied(new: NewMigration) -> VirtualMachineMigration:
     return attempt(new.vm, new.name)
+
+
+def test_a_host_that_is_evacuated_takes_no_vms_and_is_still_ready() -> None:
+    answer = HostAnswer(reachable=True, facts=HostFacts("uuid", "a", "9.0.0", "7.2.0", 4, 8192, kvm=True))
+    reason, details = verdict(hypervisor(), answer, ())
+    assert (reason, reasons.HYPERVISOR[reason].ready) == ("Evacuating", "True")
+    assert closed(reason, details) is not None
+    assert closed(*verdict(hypervisor("Off"), answer, ())) is None
 
 
 def test_every_vm_gets_a_migration_as_many_at_once_as_the_host_lets_go_twice_over() -> None:

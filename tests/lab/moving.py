@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +23,9 @@ SLOW, NEVER = 4, 20
 """MiB/s and ms: with them a restless guest is copied for ever."""
 Seen = tuple[str, str, bool, str] | None
 """State, reason, persistent, and the job as Out, In or ""; None when the host has no such domain."""
+RUNS, COPIES = ("Running", "Booted", True, ""), ("Running", "Booted", True, "Out")
+LEAVING, STALE = ("Paused", "Migration", True, "Out"), ("Paused", "Migration", True, "")
+COMING, ARRIVED = ("Paused", "Migration", False, "In"), ("Running", "Migrated", True, "")
 
 
 def restless(pool: str = "shared") -> Guest:
@@ -165,3 +168,16 @@ async def _remove(move: Move, pool: str) -> None:
         (host.pool_path(pool) / move.one.volume("root")).unlink(missing_ok=True)
         with contextlib.suppress(HostError):
             await side.connection.refresh_pool(pool)
+
+
+def drilled(
+    lab: Lab, drill: Callable[[Move], Awaitable[None]], source: int = 0, target: int = 1, pool: str = "shared"
+) -> None:
+    """Run a drill on a running VM; CPUs of it never ran on two hosts at once."""
+
+    async def run() -> None:
+        async with moving(lab, source, target, pool) as move:
+            await drill(move)
+            lab.assert_never_two(move.one.uuid)
+
+    asyncio.run(asyncio.wait_for(run(), 60))

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from homeostat.api import actions as act
-from homeostat.hosts.driver import MIGRATE_UNSAFE, OPERATION_ABORTED, OPERATION_INVALID, HostError, HostUnreachable
+from homeostat.hosts.driver import (
+    MIGRATE_UNSAFE,
+    OPERATION_ABORTED,
+    OPERATION_INVALID,
+    HostError,
+    HostUnreachable,
+)
 from homeostat.hosts.migration import MigrationAborted, MigrationRefused
 from tests.lab import Lab
-from tests.lab.driving import driving, eventually
-from tests.lab.moving import Move, moving
+from tests.lab.driving import IMAGES
+from tests.lab.moving import ARRIVED, COMING, COPIES, RUNS, STALE, Move, drilled, moving
 
 pytestmark = pytest.mark.lab
 
-RUNS, COPIES = ("Running", "Booted", True, ""), ("Running", "Booted", True, "Out")
-LEAVING, STALE = ("Paused", "Migration", True, "Out"), ("Paused", "Migration", True, "")
-COMING, ARRIVED = ("Paused", "Migration", False, "In"), ("Running", "Migrated", True, "")
 STOCK = 2
 
 
@@ -35,19 +38,6 @@ def lab() -> Iterator[Lab]:
         yield lab
     finally:
         lab.down()
-
-
-def drilled(
-    lab: Lab, drill: Callable[[Move], Awaitable[None]], source: int = 0, target: int = 1, pool: str = "shared"
-) -> None:
-    """Run a drill on a running VM; CPUs of it never ran on two hosts at once."""
-
-    async def run() -> None:
-        async with moving(lab, source, target, pool) as move:
-            await drill(move)
-            lab.assert_never_two(move.one.uuid)
-
-    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 # Without a fault
@@ -177,6 +167,24 @@ def test_a_disk_that_the_target_does_not_have_ends_it_before_it_is_copied(lab: L
     drilled(lab, drill, pool="default")
 
 
+@pytest.mark.parametrize("copy", ["Full", "Incremental"])
+def test_a_disk_is_copied_to_where_there_is_none(lab: Lab, copy: str) -> None:
+    async def drill(move: Move) -> None:
+        volume = move.one.volume("root")
+        there = move.hosts[1].pool_path("default") / volume
+        if copy == "Full":
+            there.unlink()
+            await move.target.connection.refresh_pool("default")
+        quick = replace(move.request, max_downtime_ms=60_000, copy=copy, copy_disks=("ua-disk-root",))
+        await move.source.connection.migrate(move.one.uuid, quick)
+        assert await move.seen() == (None, ARRIVED)
+        assert (move.hosts[0].pool_path("default") / volume).exists(), "the source keeps its copy"
+        move.hosts[1].execute("qemu-img", "dd", "-U", "bs=512", "count=1", f"if={IMAGES}/{volume}", "of=/run/head")
+        assert move.hosts[1].outside("/run/head").read_bytes()[510:512] == b"\x55\xaa"
+
+    drilled(lab, drill, pool="default")
+
+
 # The answer to Finish is lost
 
 
@@ -253,242 +261,3 @@ def test_a_lost_answer_of_a_paused_start_never_runs_twice(lab: Lab) -> None:
         assert await move.seen() == (("Running", "MigrationCanceled", True, ""), None)
 
     drilled(lab, drill, pool="default")
-
-
-# Daemons that die
-
-
-def test_the_sources_daemon_dies_in_mid_copy(lab: Lab) -> None:
-    async def drill(move: Move) -> None:
-        await move.begin()
-        move.hosts[0].kill_libvirtd()
-        assert isinstance(await move.outcome(), HostUnreachable)
-        await eventually(lambda: move.qemus() == (True, False), "the target lets go of it")
-        move.hosts[0].start_libvirtd()
-        await move.connect()
-        await move.until((RUNS, None))
-        assert move.running() == (True, False)
-        await move.source.connection.migrate(
-            move.one.uuid, replace(move.request, bandwidth_mib_s=0, max_downtime_ms=60_000)
-        )
-        assert await move.seen() == (None, ARRIVED)
-
-    drilled(lab, drill)
-
-
-def test_the_sources_daemon_dies_after_the_target_took_over(lab: Lab) -> None:
-    """Row 6."""
-
-    async def drill(move: Move) -> None:
-        await move.begin()
-        move.hosts[1].mute(move.hosts[0])
-        await move.switch()
-        await move.until((LEAVING, ARRIVED))
-        move.hosts[0].kill_libvirtd()
-        move.hosts[0].start_libvirtd()
-        await move.connect()
-        await move.until((STALE, ARRIVED))
-        assert move.running() == (False, True)
-
-    drilled(lab, drill)
-
-
-def test_the_sources_daemon_dies_before_the_target_was_told_to_take_over(lab: Lab) -> None:
-    """Row 8, then 7: the target ends what nobody asks it to finish, and the source may go on."""
-
-    async def drill(move: Move) -> None:
-        await move.begin()
-        move.hosts[1].refuse(move.hosts[0])
-        await move.switch()
-        await move.until((LEAVING, COMING))
-        await asyncio.sleep(1)  # killed while it still copies, libvirt lets the guest go on by itself
-        move.hosts[0].kill_libvirtd()
-        move.hosts[0].start_libvirtd()
-        await move.connect()
-        assert await move.seen() == (STALE, COMING)
-        await move.until((STALE, None), seconds=40)
-        assert (move.qemus(), move.definitions(), move.running()) == ((True, False), (True, False), (False, False))
-        await move.source.do(act.Resume("", move.one.uuid))
-        assert move.running() == (True, False)
-
-    drilled(lab, drill)
-
-
-def test_the_targets_daemon_dies_in_mid_copy(lab: Lab) -> None:
-    async def drill(move: Move) -> None:
-        await move.begin()
-        move.hosts[1].kill_libvirtd()
-        error = await move.outcome()
-        assert type(error) is HostError
-        await eventually(lambda: move.qemus() == (True, False), "its QEMU ends with the stream")
-        move.hosts[1].start_libvirtd()
-        await move.connect()
-        await move.until((RUNS, None))
-        assert move.running() == (True, False)
-
-    drilled(lab, drill)
-
-
-def test_the_targets_daemon_dies_at_the_switchover(lab: Lab) -> None:
-    async def drill(move: Move) -> None:
-        await move.begin()
-        move.hosts[1].refuse(move.hosts[0])
-        await move.switch()
-        await move.until((LEAVING, COMING))
-        move.hosts[1].kill_libvirtd()
-        error = await move.outcome()
-        assert type(error) is HostError
-        move.hosts[1].start_libvirtd()
-        await move.connect()
-        seen = await move.until((("Running", "MigrationCanceled", True, ""), None), (STALE, None))
-        assert move.qemus() == (True, False), seen
-
-    drilled(lab, drill)
-
-
-def test_the_targets_daemon_restarts_after_the_move(lab: Lab) -> None:
-    async def drill(move: Move) -> None:
-        await move.begin()
-        await move.switch()
-        await move.outcome()
-        move.hosts[1].kill_libvirtd()
-        move.hosts[1].start_libvirtd()
-        await move.connect()
-        assert await move.seen() == (None, ARRIVED)
-
-    drilled(lab, drill)
-
-
-# QEMUs and networks that die
-
-
-def test_the_targets_qemu_dies_in_mid_copy(lab: Lab) -> None:
-    async def drill(move: Move) -> None:
-        await move.begin()
-        move.hosts[1].kill_qemu(move.one.uuid)
-        assert type(await move.outcome()) is HostError
-        await move.until((RUNS, None))
-        assert move.running() == (True, False)
-
-    drilled(lab, drill)
-
-
-def test_the_sources_qemu_dies_in_mid_copy(lab: Lab) -> None:
-    """Row 16: the VM is down."""
-
-    async def drill(move: Move) -> None:
-        await move.begin()
-        move.hosts[0].kill_qemu(move.one.uuid)
-        assert type(await move.outcome()) is HostError
-        await move.until((("Shutoff", "Crashed", True, ""), None))
-        assert (move.qemus(), move.definitions()) == ((False, False), (True, False))
-
-    drilled(lab, drill)
-
-
-def test_the_stream_breaks_in_mid_copy(lab: Lab) -> None:
-    async def drill(move: Move) -> None:
-        await move.begin()
-        move.hosts[0].part(move.hosts[1])
-        assert type(await move.outcome()) is HostError
-        await move.until((RUNS, None))
-        assert move.running() == (True, False)
-
-    drilled(lab, drill)
-
-
-def test_the_target_hangs_in_mid_copy(lab: Lab) -> None:
-    async def drill(move: Move) -> None:
-        await move.begin()
-        move.hosts[1].freeze_libvirtd()
-        error = await move.outcome()
-        assert type(error) is HostError
-        assert (error.code, error.domain) == (1, 7)
-        move.hosts[1].thaw_libvirtd()
-        await move.connect()
-        await move.until((RUNS, None))
-
-    drilled(lab, drill)
-
-
-# Post-copy
-
-HALF, OTHER_HALF = ("Paused", "Postcopy", True, "Out"), ("Running", "Postcopy", True, "In")
-BROKEN, OTHER_BROKEN = ("Paused", "PostcopyFailed", True, "Out"), ("Running", "PostcopyFailed", True, "In")
-
-
-async def _in_post_copy(move: Move) -> None:
-    await move.begin(post_copy=True, post_copy_mib_s=8)
-    await move.source.connection.start_post_copy(move.one.uuid)
-    await move.until((HALF, OTHER_HALF))
-    assert move.running() == (False, True)
-
-
-def test_post_copy_runs_on_the_target_and_cannot_be_aborted(lab: Lab) -> None:
-    async def drill(move: Move) -> None:
-        await _in_post_copy(move)
-        with pytest.raises(HostError) as caught:
-            await move.source.connection.abort_job(move.one.uuid)
-        assert caught.value.code == OPERATION_INVALID
-        assert await move.seen() == (HALF, OTHER_HALF)
-        assert await move.outcome() is None
-        await move.until((None, ARRIVED))
-
-    drilled(lab, drill)
-
-
-def test_post_copy_without_its_source_has_lost_its_memory(lab: Lab) -> None:
-    """Row 21."""
-
-    async def drill(move: Move) -> None:
-        await _in_post_copy(move)
-        move.hosts[0].kill_qemu(move.one.uuid)
-        assert type(await move.outcome()) is HostError
-        await move.until((("Shutoff", "Crashed", True, ""), OTHER_BROKEN))
-        await move.target.do(act.Destroy("", move.one.uuid))
-        await move.until((("Shutoff", "Crashed", True, ""), ("Shutoff", "Destroyed", True, "")))
-
-    drilled(lab, drill)
-
-
-def test_post_copy_without_its_target_has_lost_its_memory(lab: Lab) -> None:
-    """Row 22."""
-
-    async def drill(move: Move) -> None:
-        await _in_post_copy(move)
-        move.hosts[1].kill_qemu(move.one.uuid)
-        assert type(await move.outcome()) is HostError
-        await move.until((BROKEN, ("Shutoff", "Crashed", True, "")))
-        await move.source.do(act.Destroy("", move.one.uuid))
-        await move.until((("Shutoff", "Destroyed", True, ""), ("Shutoff", "Crashed", True, "")))
-
-    drilled(lab, drill)
-
-
-@pytest.mark.parametrize("restarted", [(), (0,), (1,)], ids=["", "source", "target"])
-def test_post_copy_is_resumed_when_the_network_is_back(lab: Lab, restarted: tuple[int, ...]) -> None:
-    async def drill(move: Move) -> None:
-        await _in_post_copy(move)
-        move.hosts[0].part(move.hosts[1])
-        assert type(await move.outcome()) is HostError
-        await move.until((BROKEN, OTHER_BROKEN))
-        for number in restarted:
-            move.hosts[number].kill_libvirtd()
-            move.hosts[number].start_libvirtd()
-            await move.connect()
-            await move.until((BROKEN, OTHER_BROKEN))
-        move.hosts[0].unfilter()
-        await move.source.connection.resume_post_copy(move.one.uuid, replace(move.request, post_copy_mib_s=0))
-        await move.until((None, ARRIVED))
-
-    drilled(lab, drill)
-
-
-def test_a_job_that_is_no_migration_is_told_apart(lab: Lab) -> None:
-    async def drill(move: Move) -> None:
-        async with driving(move.hosts[0].uri_tcp):
-            assert await move.source.connection.job("00000000-0000-4000-8000-000000000000") is None
-            await move.source.do(act.Destroy("", move.one.uuid))
-            assert await move.source.connection.job(move.one.uuid) is None
-
-    drilled(lab, drill)

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live migration through the driver when daemons, QEMUs and networks end in the middle of it; and post-copy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from homeostat.api import actions as act
+from homeostat.hosts.driver import (
+    OPERATION_INVALID,
+    OPERATION_TIMEOUT,
+    HostError,
+    HostUnreachable,
+)
+from tests.lab import Lab
+from tests.lab.driving import eventually
+from tests.lab.moving import ARRIVED, COMING, COPIES, LEAVING, RUNS, STALE, Move, drilled
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    lab = Lab.up(f"moveend-{os.getpid()}", hosts=3)
+    try:
+        yield lab
+    finally:
+        lab.down()
+
+
+# Daemons that die
+
+
+def test_the_sources_daemon_dies_in_mid_copy(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[0].kill_libvirtd()
+        assert isinstance(await move.outcome(), HostUnreachable)
+        await eventually(lambda: move.qemus() == (True, False), "the target lets go of it")
+        move.hosts[0].start_libvirtd()
+        await move.connect()
+        await move.until((RUNS, None))
+        assert move.running() == (True, False)
+        await move.source.connection.migrate(
+            move.one.uuid, replace(move.request, bandwidth_mib_s=0, max_downtime_ms=60_000)
+        )
+        assert await move.seen() == (None, ARRIVED)
+
+    drilled(lab, drill)
+
+
+def test_the_sources_daemon_dies_after_the_target_took_over(lab: Lab) -> None:
+    """Row 6."""
+
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[1].mute(move.hosts[0])
+        await move.switch()
+        await move.until((LEAVING, ARRIVED))
+        move.hosts[0].kill_libvirtd()
+        move.hosts[0].start_libvirtd()
+        await move.connect()
+        await move.until((STALE, ARRIVED))
+        assert move.running() == (False, True)
+
+    drilled(lab, drill)
+
+
+def test_the_sources_daemon_dies_before_the_target_was_told_to_take_over(lab: Lab) -> None:
+    """Row 8, then 7: the target ends what nobody asks it to finish, and the source may go on."""
+
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[1].refuse(move.hosts[0])
+        await move.switch()
+        await move.until((LEAVING, COMING))
+        await asyncio.sleep(1)  # killed while it still copies, libvirt lets the guest go on by itself
+        move.hosts[0].kill_libvirtd()
+        move.hosts[0].start_libvirtd()
+        await move.connect()
+        assert await move.seen() == (STALE, COMING)
+        await move.until((STALE, None), seconds=40)
+        assert (move.qemus(), move.definitions(), move.running()) == ((True, False), (True, False), (False, False))
+        await move.source.do(act.Resume("", move.one.uuid))
+        assert move.running() == (True, False)
+
+    drilled(lab, drill)
+
+
+def test_the_targets_daemon_dies_in_mid_copy(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[1].kill_libvirtd()
+        error = await move.outcome()
+        assert type(error) is HostError
+        await eventually(lambda: move.qemus() == (True, False), "its QEMU ends with the stream")
+        move.hosts[1].start_libvirtd()
+        await move.connect()
+        await move.until((RUNS, None))
+        assert move.running() == (True, False)
+
+    drilled(lab, drill)
+
+
+def test_the_targets_daemon_dies_at_the_switchover(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[1].refuse(move.hosts[0])
+        await move.switch()
+        await move.until((LEAVING, COMING))
+        move.hosts[1].kill_libvirtd()
+        error = await move.outcome()
+        assert type(error) is HostError
+        move.hosts[1].start_libvirtd()
+        await move.connect()
+        seen = await move.until((("Running", "MigrationCanceled", True, ""), None), (STALE, None))
+        assert move.qemus() == (True, False), seen
+
+    drilled(lab, drill)
+
+
+def test_the_targets_daemon_restarts_after_the_move(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        await move.begin()
+        await move.switch()
+        await move.outcome()
+        move.hosts[1].kill_libvirtd()
+        move.hosts[1].start_libvirtd()
+        await move.connect()
+        assert await move.seen() == (None, ARRIVED)
+
+    drilled(lab, drill)
+
+
+# QEMUs and networks that die
+
+
+def test_the_targets_qemu_dies_in_mid_copy(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[1].kill_qemu(move.one.uuid)
+        assert type(await move.outcome()) is HostError
+        await move.until((RUNS, None))
+        assert move.running() == (True, False)
+
+    drilled(lab, drill)
+
+
+def test_the_sources_qemu_dies_in_mid_copy(lab: Lab) -> None:
+    """Row 16: the VM is down."""
+
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[0].kill_qemu(move.one.uuid)
+        assert type(await move.outcome()) is HostError
+        await move.until((("Shutoff", "Crashed", True, ""), None))
+        assert (move.qemus(), move.definitions()) == ((False, False), (True, False))
+
+    drilled(lab, drill)
+
+
+def test_a_qemu_that_hangs_takes_up_one_question(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[0].freeze_qemu(move.one.uuid)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await move.source.connection.job(move.one.uuid)
+        async with asyncio.timeout(1):
+            with pytest.raises(HostError) as caught:
+                await move.source.connection.job(move.one.uuid)
+            assert caught.value.code == OPERATION_TIMEOUT
+            row = await move.source.connection.domain(move.one.uuid)
+            assert row is not None
+            assert row.state == "Running"
+        move.hosts[0].thaw_qemu(move.one.uuid)
+        for _attempt in range(100):
+            with contextlib.suppress(HostError):
+                await move.source.connection.job(move.one.uuid)
+                break
+            await asyncio.sleep(0.05)
+        await move.until((COPIES, COMING))
+        await move.switch()
+        assert await move.outcome() is None
+
+    drilled(lab, drill)
+
+
+def test_the_stream_breaks_in_mid_copy(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[0].part(move.hosts[1])
+        assert type(await move.outcome()) is HostError
+        await move.until((RUNS, None))
+        assert move.running() == (True, False)
+
+    drilled(lab, drill)
+
+
+def test_the_target_hangs_in_mid_copy(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        await move.begin()
+        move.hosts[1].freeze_libvirtd()
+        error = await move.outcome()
+        assert type(error) is HostError
+        assert (error.code, error.domain) == (1, 7)
+        move.hosts[1].thaw_libvirtd()
+        await move.connect()
+        await move.until((RUNS, None))
+
+    drilled(lab, drill)
+
+
+# Post-copy
+
+HALF, OTHER_HALF = ("Paused", "Postcopy", True, "Out"), ("Running", "Postcopy", True, "In")
+BROKEN, OTHER_BROKEN = ("Paused", "PostcopyFailed", True, "Out"), ("Running", "PostcopyFailed", True, "In")
+
+
+async def _in_post_copy(move: Move) -> None:
+    await move.begin(post_copy=True, post_copy_mib_s=8)
+    await move.source.connection.start_post_copy(move.one.uuid)
+    await move.until((HALF, OTHER_HALF))
+    assert move.running() == (False, True)
+
+
+def test_post_copy_runs_on_the_target_and_cannot_be_aborted(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        await _in_post_copy(move)
+        with pytest.raises(HostError) as caught:
+            await move.source.connection.abort_job(move.one.uuid)
+        assert caught.value.code == OPERATION_INVALID
+        assert await move.seen() == (HALF, OTHER_HALF)
+        assert await move.outcome() is None
+        await move.until((None, ARRIVED))
+
+    drilled(lab, drill)
+
+
+def test_post_copy_without_its_source_has_lost_its_memory(lab: Lab) -> None:
+    """Row 21."""
+
+    async def drill(move: Move) -> None:
+        await _in_post_copy(move)
+        move.hosts[0].kill_qemu(move.one.uuid)
+        assert type(await move.outcome()) is HostError
+        await move.until((("Shutoff", "Crashed", True, ""), OTHER_BROKEN))
+        await move.target.do(act.Destroy("", move.one.uuid))
+        await move.until((("Shutoff", "Crashed", True, ""), ("Shutoff", "Destroyed", True, "")))
+        # libvirt 9.0 may hold the source's job for ever, so that its definition cannot be removed.
+        move.hosts[0].kill_libvirtd()
+
+    drilled(lab, drill)
+
+
+def test_post_copy_without_its_target_has_lost_its_memory(lab: Lab) -> None:
+    """Row 22."""
+
+    async def drill(move: Move) -> None:
+        await _in_post_copy(move)
+        move.hosts[1].kill_qemu(move.one.uuid)
+        assert type(await move.outcome()) is HostError
+        await move.until((BROKEN, ("Shutoff", "Crashed", True, "")))
+        await move.source.do(act.Destroy("", move.one.uuid))
+        await move.until((("Shutoff", "Destroyed", True, ""), ("Shutoff", "Crashed", True, "")))
+
+    drilled(lab, drill)
+
+
+@pytest.mark.parametrize("restarted", [(), (0,), (1,)], ids=["", "source", "target"])
+def test_post_copy_is_resumed_when_the_network_is_back(lab: Lab, restarted: tuple[int, ...]) -> None:
+    async def drill(move: Move) -> None:
+        await _in_post_copy(move)
+        move.hosts[0].part(move.hosts[1])
+        assert type(await move.outcome()) is HostError
+        await move.until((BROKEN, OTHER_BROKEN))
+        for number in restarted:
+            move.hosts[number].kill_libvirtd()
+            move.hosts[number].start_libvirtd()
+            await move.connect()
+            await move.until((BROKEN, OTHER_BROKEN))
+        move.hosts[0].unfilter()
+        await move.source.connection.resume_post_copy(move.one.uuid, replace(move.request, post_copy_mib_s=0))
+        await move.until((None, ARRIVED))
+
+    drilled(lab, drill)
+
+
+def test_what_is_off_or_not_there_has_no_job(lab: Lab) -> None:
+    async def drill(move: Move) -> None:
+        assert await move.source.connection.job(move.one.uuid) is None
+        assert await move.target.connection.job(move.one.uuid) is None
+        await move.source.do(act.Destroy("", move.one.uuid))
+        assert await move.source.connection.job(move.one.uuid) is None
+
+    drilled(lab, drill)

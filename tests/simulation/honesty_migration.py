@@ -179,6 +179,26 @@ async def steering_what_does_not_move(rig: Rig) -> Seen:
 
 
 @probe
+async def changing_what_is_moved(rig: Rig) -> Seen:
+    move = await moving(rig)
+    await move.begin()
+    number, host, there = move.number, rig.host, move.there
+    mark = "<vm note='on the way'/>"
+    calls = (
+        host.set_metadata(number, mark, live=True),
+        host.undefine(number),
+        host.resume(number),
+        host.shutdown(number, agent=False),
+        there.set_metadata(number, mark, live=True),
+        there.resume(number),
+        there.suspend(number),
+    )
+    seen: Seen = await asyncio.gather(*map(code, calls))
+    await host.abort_job(number)
+    return [*seen, await move.outcome(), await move.seen()]
+
+
+@probe
 async def a_target_without_the_disk(rig: Rig) -> Seen:
     move = await moving(rig, own=True)
     await move.there.refresh_pool(rig.two.own_pool)

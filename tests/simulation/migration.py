@@ -44,6 +44,7 @@ class Migration:
         self.stream: asyncio.Task[None] | None = None
         self.attended = False
         self._ends_of_daemon = 0
+        self._held: asyncio.Lock | None = None
         self.speed = float(request.bandwidth_mib_s or FAST_MIB_S)
         self.downtime = request.max_downtime_ms
         self.iteration, self.sent, self.left = 1, 0.0, float(_process(record).memory_mib)
@@ -100,6 +101,8 @@ class Migration:
         except HostError:
             self._roll_back()
             raise
+        finally:
+            self._release()
 
     async def resume(self) -> None:
         """Go on after post-copy failed."""
@@ -117,6 +120,8 @@ class Migration:
         except HostError:
             self._roll_back()
             raise
+        finally:
+            self._release()
 
     async def _connect(self) -> None:
         host = self.source.peers.get(self.request.peer)
@@ -148,7 +153,8 @@ class Migration:
         self._reach("begun")
         await self._pass(0.05)
         incoming = target.incoming(self.record, self._definition(self.request.live_xml, process.live))
-        self.incoming = incoming
+        self.incoming, self._held = incoming, incoming.job
+        await incoming.job.acquire()
         process.move = _process(incoming).move = self
         await self._pass(0.3)
         target.shows(incoming, "Paused", "Migration")
@@ -208,11 +214,13 @@ class Migration:
         process.carry_on(_process(self.record))
         if self.request.start_paused or self.paused:
             incoming.doing = None
+            self._release()
             target.shows(incoming, "Paused", "User")
             return
         target.activate(process)
         process.run()
         incoming.doing = In() if self.post_copy else None
+        self._release()
         target.shows(incoming, "Running", "Postcopy" if self.post_copy else "Migrated")
 
     async def _fetch(self) -> None:
@@ -254,6 +262,7 @@ class Migration:
     def _arrive(self) -> None:
         assert self.incoming is not None
         self.incoming.doing = None
+        self._release()
         self._target.shows(self.incoming, "Running", "Migrated")
 
     def _confirm(self) -> None:
@@ -277,6 +286,13 @@ class Migration:
         process = record.process
         if process is not None and record.state == "Paused" and record.reason in ("Migration", "Postcopy"):
             self.source.go_on(record, process)
+
+    def _release(self) -> None:
+        """The target has no job any more: other calls about the domain go on there."""
+        held = self._held
+        if held is not None and held.locked() and self.incoming is not None and self.incoming.doing is None:
+            held.release()
+            self._held = None
 
     def _show(self, reason: str, *, streaming: bool = False) -> None:
         """Both halves of a domain in post-copy, as far as they are there; as long as it streams, only the source."""
@@ -306,6 +322,7 @@ class Migration:
         incoming = self.incoming
         if incoming is not None and self._target.daemon_up and isinstance(incoming.doing, In):
             process, incoming.doing = incoming.process, None
+            self._release()
             if process is not None:
                 process.end("Crashed")
 

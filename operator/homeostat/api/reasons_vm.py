@@ -65,7 +65,7 @@ VM: dict[str, Reason] = {
     ),
     # Moving
     "Migrating": Reason(
-        "Migrating",
+        "Moving",
         "True",
         "True",
         "Wait",
@@ -74,7 +74,7 @@ VM: dict[str, Reason] = {
         "kubectl describe vmmig shows how far it is; set its spec.abort to Requested to stop it.",
     ),
     "MigrationFirst": Reason(
-        "Migrating",
+        "Moving",
         "False",
         "True",
         "Wait",
@@ -82,8 +82,8 @@ VM: dict[str, Reason] = {
         "The migration is stopped first, if it still can be; then the VM is.",
         "kubectl describe vmmig shows how far it is.",
     ),
-    "MigrationUndecided": Reason(
-        "Migrating",
+    "MigrationUnclear": Reason(
+        "Moving",
         "Unknown",
         "Unknown",
         "Wait",

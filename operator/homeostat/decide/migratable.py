@@ -162,7 +162,7 @@ def _storage(move: Move) -> Iterator[Say]:
     for path in move.domain.traits.cdroms:
         if not any(path.startswith(f"{folder}/") for folder in _shared_folders(move)):
             yield Say("SeedISO", f"{path}, Hypervisor {name}")
-    for logical in sorted({disk.pool for disk in vm.spec.disks if disk.name not in move.copied}):
+    for logical in to_be_proved(move):
         if shared(move, logical) and proved(move, logical) is False:
             yield Say("StorageNotProved", f"pool {logical!r}, Hypervisor {name}")
 
@@ -179,6 +179,14 @@ def _shared_folders(move: Move) -> Iterator[str]:
         found = next((each for each in facts.pools if each.name == pool.pool), None) if facts else None
         if found is not None and found.path and shared(move, pool.name):
             yield found.path.rstrip("/")
+
+
+def to_be_proved(move: Move) -> list[str]:
+    """The pools that have to be one storage on both hosts: of disks that are not copied, of images, of the kernel."""
+    vm = move.vm
+    names = {disk.pool for disk in vm.spec.disks if disk.name not in move.copied}
+    names |= {disk.source.image.pool for disk in vm.spec.disks if disk.source.image is not None}
+    return sorted(names | ({vm.spec.boot.kernel.pool} if vm.spec.boot.kernel else set()))
 
 
 def pools_of(move: Move, logical: str) -> tuple[HostPool | None, HostPool | None]:

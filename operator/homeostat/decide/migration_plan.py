@@ -21,7 +21,7 @@ from homeostat.api.observed import Absent, Domain, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_policy as policies
 from homeostat.decide import wanted
-from homeostat.decide.migratable import Move, blockers, locked, marker, pools_of, proved, shared
+from homeostat.decide.migratable import Move, blockers, locked, marker, pools_of, proved, shared, to_be_proved
 from homeostat.decide.migration import ended
 from homeostat.decide.placement import obstacle
 from homeostat.decide.view import HostView, Say, VMView
@@ -332,16 +332,15 @@ def _some(names: list[str], most: int = 3) -> str:
 def _prove(found: Found, target: HostView) -> Plan | None:
     """Have the source mark the pools that both hosts call the same, and see the marks on the target."""
     move = found.move(target)
-    logical = sorted({disk.pool for disk in found.vm.spec.disks if disk.name not in move.copied})
-    pairs = [pair for name in logical if (pair := pools_of(move, name))[0] and pair[1]]
+    pairs = {name: pools_of(move, name) for name in to_be_proved(move)}
     wish = {
-        found.source.name: tuple(here.pool for here, _ in pairs if here),
-        target.name: tuple(there.pool for _, there in pairs if there),
+        found.source.name: tuple(here.pool for here, _ in pairs.values() if here),
+        target.name: tuple(there.pool for _, there in pairs.values() if there),
     }
     looked = all(pool in host.volumes for host in (found.source, target) for pool in wish[host.name])
     if not found.fleet.view.fresh or not looked:
         return _wait("Accepted", f"to {target.name}", Look((found.source.name, target.name), wish))
-    for name, (here, _) in zip(logical, pairs, strict=True):
+    for name, (here, _) in pairs.items():
         seen = found.source.volumes[here.pool] if here else frozenset[str]()
         if here and not isinstance(seen, Unknown) and marker(found.source.host_uuid) not in seen:
             mark = act.CreateVolume(found.source.name, here.pool, marker(found.source.host_uuid), "raw", 512)

@@ -83,7 +83,7 @@ def maybe_running(vm: VirtualMachine, domain: Domain, host: str) -> bool:
     seen, word = vm.status.domain, vm.spec.confirmed_off
     if seen is None or not (seen.state in ACTIVE_STATES or seen.reason == "RecordLost"):
         return False
-    if vm.status.host not in (None, host):
+    if vm.status.host not in (None, host) and vm.status.migration is None:
         return False  # it was seen running elsewhere: no definition is made here before that is seen to be over
     return not (word and word.host == host and seen.reason == "RecordLost" and seen.since and word.since >= seen.since)
 

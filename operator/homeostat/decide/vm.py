@@ -92,7 +92,7 @@ def _migrating(case: Case, migration: VirtualMachineMigration) -> Decision:
         return Decision(Say("Migrating"), act.AddFinalizer())
     detail = f"VirtualMachineMigration {migration.metadata.name} moves it"
     if not any(place.domain.state in RUNNING_STATES for place in case.where.ours):
-        return Decision(Say("MigrationUndecided", detail))
+        return Decision(Say("MigrationUnclear", detail))
     stays = runstrategy_wants_process(case.vm) and not deleting(case.vm)
     return Decision(Say("Migrating" if stays else "MigrationFirst", detail))
 

@@ -90,6 +90,16 @@ class Client:
         where = path(kind, meta.get("namespace", ""), meta["name"])
         return await self.transport.request("PATCH", where, body=patch, content_type=JSON_PATCH)
 
+    async def create(self, kind: type[Resource], item: Object) -> None:
+        """Create an object; one of that name that is there already is left as it is."""
+        meta = item["metadata"]
+        body = {"apiVersion": API_VERSION, "kind": kind.__name__} | item
+        try:
+            await self.transport.request("POST", path(kind, meta.get("namespace", "")), body=body)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+
     async def delete(self, kind: type[Resource], seen: Object) -> None:
         """Delete the object as it was read; one that has changed since, or is another one, is left (409)."""
         meta = seen["metadata"]

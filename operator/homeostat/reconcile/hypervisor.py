@@ -10,11 +10,14 @@ from datetime import datetime
 from typing import Any
 
 from homeostat.api import reasons
-from homeostat.api.hypervisor import Hypervisor, HypervisorStatus
-from homeostat.api.meta import FINALIZER
+from homeostat.api.hypervisor import EvacuationStatus, Hypervisor, HypervisorStatus
+from homeostat.api.meta import FINALIZER, condition
+from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import Credentials
 from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import evacuation
 from homeostat.decide import hypervisor as verdicts
+from homeostat.decide.view import Say
 from homeostat.hosts.driver import Driver
 from homeostat.hosts.informer import HostInformer
 from homeostat.kube.client import Client
@@ -67,6 +70,7 @@ class HypervisorReconciler:
         if FINALIZER not in hypervisor.metadata.finalizers and hypervisor.metadata.deletion_timestamp is None:
             seen = await self._hold(seen)
         status = verdicts.status(hypervisor, answer, said, claims, self._cluster, self._now())
+        status = status.model_copy(update={"evacuation": await self._evacuate(hypervisor)})
         return Result(await self._report(hypervisor, seen, status))
 
     async def _read(self, key: Key) -> Object | None:
@@ -141,6 +145,25 @@ class HypervisorReconciler:
             raise Retry(f"the finalizer could not be removed: {error}") from error
         return Result()
 
+    async def _evacuate(self, hypervisor: Hypervisor) -> EvacuationStatus | None:
+        """Make the migrations that spec.maintenance asks for, and cancel those it does not; how far that is."""
+        migrations = self._fleet.migrations
+        here = [vm for vm in self._fleet.vms.values() if vm.status.host == hypervisor.metadata.name]
+        able = {vm.metadata.uid: _migratable(vm) for vm in here}
+        todo = evacuation.evacuate(hypervisor, here, able, migrations.values(), self._now())
+        try:
+            for each in todo.make:
+                meta = {"namespace": each.namespace, "name": each.name, "labels": dict(each.labels)}
+                await self._client.create(
+                    VirtualMachineMigration, {"metadata": meta, "spec": {"vmRef": {"name": each.vm}}}
+                )
+            for key in todo.cancel:
+                if (seen := await self._client.get(VirtualMachineMigration, *key)) is not None:
+                    await self._client.delete(VirtualMachineMigration, seen)
+        except (ApiError, ApiUnreachable) as error:
+            raise Retry(f"a migration could not be made or cancelled: {error}") from error
+        return todo.status
+
     async def _report(self, hypervisor: Hypervisor, seen: Object, status: HypervisorStatus) -> float | None:
         """Write the status if it changed: a transition at once, figures at most every ten seconds."""
         name, old = hypervisor.metadata.name, hypervisor.status
@@ -179,3 +202,9 @@ class HypervisorReconciler:
         text = next((c.message for c in status.conditions if c.type == "Ready"), "")
         log.info("is %s: %s", row.state, text)
         await self._recorder.record("Hypervisor", seen, status.reason or "", text, warning=row.ready == "False")
+
+
+def _migratable(vm: VirtualMachine) -> tuple[str, Say]:
+    """(True, False or Unknown, why) of the VM's condition Migratable."""
+    found = condition(vm.status.conditions, "Migratable")
+    return (found.status, Say(found.reason)) if found else ("Unknown", Say("HostsUnknown"))

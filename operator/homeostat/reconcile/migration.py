@@ -33,9 +33,9 @@ from homeostat.decide.migration_plan import Plan, request
 from homeostat.decide.migration_plan import plan as decide_plan
 from homeostat.decide.migration_policy import WAIT, Progress, advise
 from homeostat.decide.migration_table import Side
-from homeostat.decide.view import VMView
+from homeostat.decide.view import Say, VMView
 from homeostat.decide.vm import stopping
-from homeostat.hosts.driver import HostError
+from homeostat.hosts.driver import STORAGE_VOL_EXIST, HostError, HostUnreachable
 from homeostat.hosts.migration import Job, Out
 from homeostat.hosts.perform import perform, perform_migration
 from homeostat.kube.client import Client
@@ -140,7 +140,7 @@ class MigrationReconciler:
             return await self._let_go(_key(migration), seen)
         async with self._planning:  # two plans at once would both take the last place
             plan = await self._planned(migration, vm)
-            await self._prepare(plan.action, seen)
+            plan = await self._prepare(plan, seen)
             status = report.planned(migration, plan, self._now())
             if plan.action is None and status.wire() != migration.status.wire():
                 seen = await self._write(migration, seen, status)
@@ -160,19 +160,25 @@ class MigrationReconciler:
             view = await observe.look_at_pools(self._fleet, vm, view, plan.look)
         return replace(plan, look=None)
 
-    async def _prepare(self, action: act.AddFinalizer | act.CreateVolume | None, seen: Object) -> None:
-        """Hold the object, or leave a mark in a pool: the next pass sees what came of it."""
-        match action:
+    async def _prepare(self, plan: Plan, seen: Object) -> Plan:
+        """Hold the object, or leave a mark in a pool: the next pass sees what came of it. A refused mark ends it."""
+        match plan.action:
             case act.AddFinalizer():
                 await self._finalizers(self._client.add_finalizer, seen)
-            case act.CreateVolume(host=host):
+            case act.CreateVolume(host=host) as mark:
                 informer = self._fleet.informers.get(host)
                 if informer is None or informer.connection is None:
                     raise Retry(f"Hypervisor {host} is not connected")
                 try:
-                    await perform(action, informer.connection, informer.answer.facts)
+                    await perform(mark, informer.connection, informer.answer.facts)
+                except HostUnreachable as error:
+                    raise Retry(f"pool {mark.pool} of {host} could not be marked: {error.message}") from error
                 except HostError as error:
-                    raise Retry(f"pool {action.pool} of {host} could not be marked: {error.message}") from error
+                    if error.code == STORAGE_VOL_EXIST:
+                        return plan
+                    why = f"StorageNotProved: pool {mark.pool} of {host} could not be marked: {error.message}"
+                    return Plan(Say("NotMigratable", why), requeue_after=None)
+        return plan
 
     # Looking
 

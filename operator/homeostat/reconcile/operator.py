@@ -145,6 +145,9 @@ class Operator:
             self.fleet.note_migration(key, _parsed(VirtualMachineMigration, item) if there else None)
             self.migrations.queue.add(key)
             self.vms.queue.add((key[0], item["spec"]["vmRef"]["name"]))
+            for name, hypervisor in self.fleet.hypervisors.items():
+                if hypervisor.spec.maintenance == "Evacuate":
+                    self.hypervisors.queue.add(("", name))
 
     def _room_changed(self, hypervisors: frozenset[str]) -> None:
         """Hosts' figures change, and what waits for room may fit now."""
@@ -174,12 +177,12 @@ class Operator:
         self.hypervisors.queue.add(("", hypervisor))
         if uuids is None:
             for key in list(self.fleet.vms):
-                self.vms.queue.add(key, resync=True)
+                self._wake_vm(key, resync=True)
             return
         for uuid in uuids:
             known = self.fleet.key_of(uuid)
             for key in [known] if known else self.fleet.waiting():  # what a stranger left may be room for a VM
-                self.vms.queue.add(key)
+                self._wake_vm(key)
 
 
 def _parsed(kind: type[Any], item: dict[str, Any]) -> Any:

@@ -282,7 +282,7 @@ async def the_sources_daemon_dies_before_finish(rig: Rig) -> Seen:
     await rig.one.restart_daemon()
     await move.again()
     first = [await move.side(rig.host), await move.side(move.there)]
-    await asyncio.sleep(10)
+    await asyncio.sleep(32)
     return [first, await move.seen()]
 
 

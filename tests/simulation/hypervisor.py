@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from homeostat.api.observed import HostFacts, Pool
 from homeostat.hosts import driver
 from homeostat.hosts.driver import DomainRow, HostError
+from homeostat.hosts.migration import In
 from homeostat.hosts.names import METADATA_NAMESPACE
 from tests.simulation import libvirt_xml
 from tests.simulation.effects import Effects
@@ -25,7 +26,6 @@ from tests.simulation.qemu import Guest, Ledger, Process
 from tests.simulation.storage import File, PoolView
 
 if TYPE_CHECKING:
-    from homeostat.hosts.migration import In
     from tests.simulation.connection import SimulatedConnection
     from tests.simulation.migration import Migration
 
@@ -335,9 +335,10 @@ class Host:
         process.end("Destroyed")
 
     async def suspend(self, uuid: str) -> None:
-        """Connection.suspend. Let through while a domain is being moved."""
+        """Connection.suspend. Let through where a domain is being moved from."""
         record = self.find(uuid)
-        async with self.job(record) if record.doing is None else nullcontext():
+        leaving = record.doing is not None and not isinstance(record.doing, In)
+        async with nullcontext() if leaving else self.job(record):
             if not record.active:
                 raise not_running()
             if record.state == "Running":

@@ -381,6 +381,7 @@ def test_what_of_the_domain_is_in_the_way(traits: Traits, reason: str) -> None:
         ({"spec": spec(acceleration="KVM")}, "Acceleration"),
         ({"facts": replace(FACTS, emulated_cpu_models=("Nehalem",))}, "CPUModel"),
         ({"facts": replace(FACTS, qemu_version="6.2.0")}, "OlderQEMU"),
+        ({"facts": replace(FACTS, disk_owner=(64055, 64055))}, "DiskOwner"),
         ({"volumes": {"default": frozenset[str]()}}, "StorageNotProved"),
         ({"facts": None}, "HostsUnknown"),
         ({"host_uuid": vms.UUIDS["a"]}, "NoOtherHost"),

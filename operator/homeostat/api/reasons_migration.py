@@ -240,6 +240,7 @@ MIGRATABLE: dict[str, str] = {
     "Acceleration": "The other host runs guests in another way: KVM, or Emulation.",
     "CPUModel": "The other host cannot run the guest's CPU model.",
     "MachineType": "The other host's QEMU does not have the guest's machine type.",
+    "DiskOwner": "The other host's QEMU runs as another user than this one's, and may not open the VM's disks.",
     "OlderQEMU": "The other host's QEMU is older than the one the guest runs in.",
     "NoPool": "The other host does not offer a pool of the VM, or not to this namespace.",
     "NoNetwork": "The other host does not offer a network of the VM, or not to this namespace.",

@@ -129,6 +129,9 @@ def _machine(move: Move) -> Iterator[Say]:
         yield Say("CPUModel", f"it is {live.cpu_model.split(' ')[0]}, Hypervisor {name}")
     if _machine_version(live.machine) > _version(there.qemu_version)[:2]:
         yield Say("MachineType", f"it is {live.machine}, Hypervisor {name} has QEMU {there.qemu_version}")
+    if here is not None and there.disk_owner != here.disk_owner and there.disk_owner[0] != 0 and move.vm.spec.disks:
+        users = f"user {here.disk_owner[0]} here, {there.disk_owner[0]} on Hypervisor {name}"
+        yield Say("DiskOwner", users)  # root opens what is anybody's
     if here is not None and _version(there.qemu_version)[:2] < _version(here.qemu_version)[:2]:
         yield Say("OlderQEMU", f"{here.qemu_version} here, {there.qemu_version} on Hypervisor {name}")
 

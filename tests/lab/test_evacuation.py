@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hypervisor.spec.maintenance Evacuate on real hosts: what can move does, what cannot is named, nothing is shut down."""
+"""Hypervisor.spec.maintenance Evacuate on real hosts: what can move does, what cannot is named, nothing ends."""
 
 from __future__ import annotations
 

@@ -277,10 +277,9 @@ def _begin(case: Case) -> MigrationDecision:
 
 def _came_to_nothing(case: Case) -> MigrationDecision:
     """Say why, once no call that is still on its way can begin it after all."""
-    call = case.view.ended
-    begun = case.migration.status.start_time is not None
-    if not (begun or case.settled or (call is not None and call.refused)):
+    if _may_still_begin(case):
         return _say(case, "NotMoved")
+    call, begun = case.view.ended, case.migration.status.start_time is not None
     if case.marks.timed_out:
         return _say(case, "TimedOut", f"the {case.marks.timed_out.lower()} time-out has passed", requeue_after=None)
     if case.stop:
@@ -330,9 +329,16 @@ def _resume_post_copy(case: Case) -> MigrationDecision:
 
 
 def _down(case: Case) -> MigrationDecision:
-    if case.view.since >= case.view.now:
+    """The VM is down: it may be started again once no call that is still on its way can move it then."""
+    if case.view.since >= case.view.now or _may_still_begin(case):
         return _say(case, "RollingBack", requeue_after=1.0)
     return _say(case, "VMDown", requeue_after=None)
+
+
+def _may_still_begin(case: Case) -> bool:
+    """Whether libvirt may yet carry out the call: nothing was ever seen of it, and it was not refused."""
+    begun, call = case.migration.status.start_time is not None, case.view.ended
+    return not (begun or case.settled or (call is not None and call.refused))
 
 
 def _ended(case: Case) -> MigrationDecision:

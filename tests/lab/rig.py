@@ -30,6 +30,7 @@ SHORT = {
     "keepalive_count": 3,
     "secret_resync_seconds": 1,
     "migration_grace_seconds": 3,
+    "migration_resume_seconds": 3,
     "migration_write_seconds": 1,
 }
 SHORT_OPTIONS = [f"--set={name}={value}" for name, value in SHORT.items()]
@@ -86,6 +87,9 @@ class Rig:
     @staticmethod
     def _answering(host: Host) -> None:
         host.join()
+        host.unfilter()
+        host.unfilter()
+        host.limit_memory(0)
         if not host.processes():
             host.power_on()
         elif host.daemon("libvirtd") is None:

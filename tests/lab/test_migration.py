@@ -47,7 +47,8 @@ def move(rig: Rig, name: str, vm: str, **spec: Any) -> None:
 
 
 def copying(rig: Rig, name: str) -> None:
-    """Wait until memory is on its way."""
+    """Wait until memory is on its way for a second: libvirt has a job before it has reached the target."""
+    rig.until(lambda: rig.status("vmmig", name).get("progress", {}).get("remainingMiB"), "its copy to begin", 30)
     rig.until(
         lambda: rig.status("vmmig", name).get("progress", {}).get("elapsedSeconds", 0) >= 1, f"{name} to copy", 30
     )

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands where libvirt looks for its emulator. Announces a guest's QEMU to the recorder of the lab, hands the same
 // connection to QEMU as a second QMP monitor and becomes QEMU: same pid, same descriptors, same locks. libvirt's probes
-// of the emulator's abilities have no -uuid and are passed through.
+// of the emulator's abilities have no -uuid and are passed through. A file on the host says how much address space a
+// guest's QEMU may have, when it is to have too little.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 static const char REAL[] = "/var/lib/libvirt/usr/bin/qemu-system-x86_64";
 static const char RECORDER[] = "/var/lib/libvirt/recorder/socket";
+static const char MEMORY[] = "/run/lab-memory";
 
 static void die(const char *what) {
     fprintf(stderr, "lab recorder: %s: %s\n", what, strerror(errno));
@@ -38,12 +41,22 @@ static int announce(const char *uuid) {
     return fd;
 }
 
+static void limit_memory(void) {
+    FILE *file = fopen(MEMORY, "r");
+    unsigned long bytes;
+    if (!file) return;
+    if (fscanf(file, "%lu", &bytes) != 1) die(MEMORY);
+    fclose(file);
+    if (setrlimit(RLIMIT_AS, &(struct rlimit){bytes, bytes})) die("setrlimit");
+}
+
 int main(int argc, char **argv) {
     const char *uuid = guest_uuid(argv);
     char chardev[64], **args = calloc(argc + 5, sizeof *args);
     if (!args) die("calloc");
     memcpy(args, argv, argc * sizeof *args);
     if (uuid) {
+        limit_memory();
         snprintf(chardev, sizeof chardev, "socket,id=labrecorder,fd=%d", announce(uuid));
         args[argc] = "-chardev";
         args[argc + 1] = chardev;

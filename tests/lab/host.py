@@ -203,6 +203,7 @@ class Host:
         self.power_on()
         self.join()
         self.unfilter()
+        self.limit_memory(0)
         for name in ("virtlogd", "libvirtd"):
             process = self.daemon(name)
             if process:
@@ -336,6 +337,15 @@ class Host:
         self.kill_libvirtd()
         (self.directory / "run/libvirt/qemu" / f"{name}.xml").unlink()
         self.start_libvirtd()
+
+    def limit_memory(self, size: int) -> None:
+        """Let the next QEMUs of guests have at most so many bytes of address space each, and none when it is 0."""
+        file = self.directory / "run/lab-memory"
+        if size:
+            file.write_text(str(size))
+            file.chmod(0o644)
+        else:
+            file.unlink(missing_ok=True)
 
     # What it holds
 

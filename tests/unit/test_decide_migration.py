@@ -227,6 +227,8 @@ def test_the_end_of_the_source_is_on_record_before_it_is_ended() -> None:
 def test_a_broken_post_copy_keeps_both_halves_and_goes_on() -> None:
     assert shown(BROKEN, STRANDED).action == act.ResumePostCopy(REQUEST)
     assert shown(BROKEN, STRANDED, calling=True).action is None
+    assert shown(BROKEN, STRANDED, called=29.0).action is None
+    assert shown(BROKEN, STRANDED, called=31.0).action == act.ResumePostCopy(REQUEST)
     assert shown(BROKEN, seen("Running/Postcopy", "In")).action is None
     assert shown(BROKEN, DARK).action is None
     lost = shown(BROKEN, GONE)

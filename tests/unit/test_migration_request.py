@@ -6,9 +6,11 @@ from __future__ import annotations
 import libvirt
 import pytest
 
+from homeostat.api import actions as act
 from homeostat.hosts.driver import HostError, HostUnreachable
 from homeostat.hosts.jobs import flags, parameters
 from homeostat.hosts.migration import MigrationAborted, MigrationRefused, MigrationRequest, classified
+from homeostat.hosts.perform import request
 
 pytestmark = pytest.mark.unit
 
@@ -57,6 +59,11 @@ def test_everything_that_is_asked_for_is_there() -> None:
         "destination_xml": "<live/>",
         "persistent_xml": "<kept/>",
     }
+
+
+def test_the_bandwidth_of_a_policy_holds_in_post_copy_too() -> None:
+    asked = request(act.Migrate("a", "u", "b", PEER, post_copy=True, bandwidth_mib=4))
+    assert parameters(asked) == {"bandwidth": 4, "bandwidth.postcopy": 4}
 
 
 def test_a_disk_that_is_not_there_is_not_copied() -> None:

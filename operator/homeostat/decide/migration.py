@@ -13,6 +13,7 @@ the target (`candidates_of`), without which no migration is begun.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -37,7 +38,6 @@ from homeostat.decide.migration_table import (
 from homeostat.decide.view import Say
 
 LOOK_SECONDS = 2.0
-RESUME_POSTCOPY_SECONDS = 30.0
 ASK_AGAIN_SECONDS = 10.0
 AT_ONCE = ("11", "11b", "11c")
 """Rows that are Ambiguous at once: both hosts have run the VM."""
@@ -59,8 +59,9 @@ class MigrationView:
 
     `since` is when this pair of observations was first seen (`first_seen`); `fresh` says that both hosts were asked
     after the object was read. `calling`: the call that migrates has not returned yet in this process; `ended` what it
-    said. `listed`: the target is among the VM's recorded candidates. `vm_stops` says why the VM is not to run any more,
-    if so. `advice` is what the policy makes of the progress; `request` what to call libvirt with.
+    said, `called` how many seconds ago it was made: a broken post-copy is resumed once that is `resume` seconds.
+    `listed`: the target is among the VM's recorded candidates. `vm_stops` says why the VM is not to run any more, if
+    so. `advice` is what the policy makes of the progress; `request` what to call libvirt with.
     """
 
     source: Side
@@ -71,6 +72,8 @@ class MigrationView:
     request: act.Migrate
     fresh: bool = True
     calling: bool = False
+    called: float = math.inf
+    resume: float = 30.0
     ended: CallEnded | None = None
     listed: bool = True
     vm_stops: str = ""
@@ -324,8 +327,10 @@ def _resume_target_if_ours(case: Case) -> MigrationDecision:
 def _resume_post_copy(case: Case) -> MigrationDecision:
     if kind(case.view.source) != "postcopy-failed" or case.view.calling:
         return _say(case, "PostCopyInterrupted")
-    action = act.ResumePostCopy(case.view.request)
-    return _say(case, "PostCopyInterrupted", action=action, requeue_after=RESUME_POSTCOPY_SECONDS)
+    left = case.view.resume - case.view.called
+    if left > 0:  # a call that fails at once wakes this up again
+        return _say(case, "PostCopyInterrupted", requeue_after=min(left, LOOK_SECONDS))
+    return _say(case, "PostCopyInterrupted", action=act.ResumePostCopy(case.view.request))
 
 
 def _down(case: Case) -> MigrationDecision:

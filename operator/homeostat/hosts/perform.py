@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from typing import assert_never
 
 from homeostat.api import actions
@@ -56,7 +57,7 @@ async def perform_migration(action: actions.MigrationAction, connection: Connect
         case actions.Migrate(uuid=uuid):
             await connection.migrate(uuid, request(action))
         case actions.ResumePostCopy(request=asked):
-            await connection.resume_post_copy(asked.uuid, request(asked))
+            await connection.resume_post_copy(asked.uuid, replace(request(asked), post_copy_mib_s=0))
         case actions.AbortMigration(uuid=uuid):
             await connection.abort_job(uuid)
         case actions.SetMaxDowntime(uuid=uuid, milliseconds=milliseconds):
@@ -90,6 +91,7 @@ def request(action: actions.Migrate) -> MigrationRequest:
         connections=action.connections if action.connections > 1 else 0,
         compression="" if action.compression == "None" else action.compression.lower(),
         bandwidth_mib_s=action.bandwidth_mib,
+        post_copy_mib_s=action.bandwidth_mib,
         max_downtime_ms=action.max_downtime_ms,
         start_paused=action.start_paused,
         copy=action.copy,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -20,15 +21,21 @@ class Calls:
         self._done = done
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._ended: dict[Key, CallEnded] = {}
+        self._begun: dict[Key, float] = {}
 
     def begin(self, key: Key, call: Coroutine[Any, Any, None]) -> None:
         """Have `call` run beside everything else."""
         self._ended.pop(key, None)
+        self._begun[key] = asyncio.get_running_loop().time()
         self._tasks[key] = asyncio.create_task(self._run(key, call), name=f"migrate-{'/'.join(key)}")
 
     def calling(self, key: Key) -> bool:
         """Whether the call of a key has not returned yet."""
         return key in self._tasks
+
+    def age(self, key: Key) -> float:
+        """Seconds since the last call of a key was made; infinite when this process made none."""
+        return asyncio.get_running_loop().time() - self._begun.get(key, -math.inf)
 
     def ended(self, key: Key) -> CallEnded | None:
         """What the last call of a key said, None while it lasts, or when this process made none."""
@@ -37,6 +44,7 @@ class Calls:
     def forget(self, key: Key) -> None:
         """Stop waiting for the call of a key, which goes on, and forget what it said."""
         self._ended.pop(key, None)
+        self._begun.pop(key, None)
         if (task := self._tasks.pop(key, None)) is not None:
             task.cancel()
 

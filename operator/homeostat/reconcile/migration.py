@@ -204,6 +204,8 @@ class MigrationReconciler:
             grace=self._settings.migration_grace_seconds,
             request=self._request(migration, intent, policy),
             calling=self._calls.calling(key),
+            called=self._calls.age(key),
+            resume=self._settings.migration_resume_seconds,
             ended=self._calls.ended(key),
             listed=vm is not None and _acknowledged(vm, migration, intent),
             vm_stops=stopping(vm),

@@ -31,6 +31,8 @@ class Settings:
     """The least time between two writes of one Hypervisor's status that only change figures."""
     migration_grace_seconds: float = 60.0
     """For how long the same has to be seen on both hosts before a migration ends a process or removes a definition."""
+    migration_resume_seconds: float = 30.0
+    """The least time between two attempts to go on with a migration that broke in post-copy."""
     migration_write_seconds: float = 5.0
     """The least time between two writes of one migration's status that only change its progress."""
     secret_resync_seconds: float = 60.0

@@ -415,7 +415,10 @@ def test_two_mtus_are_in_the_way_only_when_both_are_known() -> None:
     assert FACTS is not None
 
     def between(here: int, there: int | None) -> str:
-        facts = [replace(FACTS, mtus=(("br0", mtu),) if mtu else ()) for mtu in (here, there)]
+        facts = [
+            replace(FACTS, mtus=(("Network", "br0", 576), ("Bridge", "br0", mtu)) if mtu else ())
+            for mtu in (here, there)
+        ]
         hosts = {n: replace(host(n), spec=lan, facts=each) for n, each in zip("ab", facts, strict=True)}
         return condition(vm, found.domain, hosts["a"], hosts)[1].reason
 

@@ -210,8 +210,8 @@ class HostFacts:
     bridges: tuple[str, ...] = ()
     """Bridges of the host; empty when the host has no interface driver and they cannot be listed."""
     bridges_known: bool = False
-    mtus: tuple[tuple[str, int], ...] = ()
-    """(bridge or libvirt network, MTU), where the host says."""
+    mtus: tuple[tuple[str, str, int], ...] = ()
+    """(Bridge or Network, its name, MTU), where the host says."""
 
 
 @dataclass(frozen=True, slots=True)

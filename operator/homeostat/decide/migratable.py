@@ -247,4 +247,6 @@ def _mtu(move: Move) -> Iterator[Say]:
 def _mtu_of(host: HostView, network: str) -> int | None:
     found = wanted.find_network(host.spec, network)
     member = (found.bridge or found.network) if found else None
-    return dict(host.facts.mtus).get(member.name) if member and host.facts else None
+    if found is None or member is None or host.facts is None:
+        return None
+    return next((mtu for kind, name, mtu in host.facts.mtus if (kind, name) == (found.type, member.name)), None)

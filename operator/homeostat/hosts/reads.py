@@ -12,6 +12,7 @@ from typing import TypeVar
 import libvirt
 
 from homeostat.api.observed import HostFacts, Pool, Volume
+from homeostat.hosts import networks
 from homeostat.hosts.capabilities import host_facts
 from homeostat.hosts.driver import NO_STORAGE_POOL, NO_STORAGE_VOL, DomainRow
 from homeostat.hosts.sessions import Virt, host_error
@@ -81,7 +82,9 @@ def addresses(one: Virt) -> list[tuple[str, str, str]]:
 def host(virt: Virt) -> HostFacts:
     """Identity, versions and capacity; no pools."""
     _model, memory_mib, cpus, *_topology = virt.getInfo()
-    bridges = _optional(_bridges, virt)
+    interfaces = _optional(_interfaces, virt)
+    bridges = networks.bridges(interfaces or ())
+    active = {one.name(): _network(virt, one) for one in virt.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)}
     facts = host_facts(virt.getCapabilities(), {kind: _domain_capabilities(virt, kind) for kind in ("kvm", "qemu")})
     return replace(
         facts,
@@ -90,9 +93,10 @@ def host(virt: Virt) -> HostFacts:
         qemu_version=_version(_optional(lambda v: int(v.getVersion()), virt) or 0),
         cpus=cpus,
         memory_mib=memory_mib,
-        networks=tuple(sorted(one.name() for one in virt.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE))),
-        bridges=bridges or (),
-        bridges_known=bridges is not None,
+        networks=tuple(sorted(active)),
+        bridges=tuple(sorted(bridges)),
+        bridges_known=interfaces is not None,
+        mtus=networks.mtus(bridges, [one for one in active.values() if one is not None]),
     )
 
 
@@ -139,9 +143,13 @@ def _pool(one: Virt) -> Pool:
     return Pool(one.name(), _POOL_STATES.get(state, "Unknown"), path, capacity, available)
 
 
-def _bridges(virt: Virt) -> tuple[str, ...]:
-    interfaces = virt.listAllInterfaces(0)  # a bridge that has no port yet counts as inactive, and can be used
-    return tuple(sorted(one.name() for one in interfaces if ET.fromstring(one.XMLDesc(0)).get("type") == "bridge"))
+def _interfaces(virt: Virt) -> list[ET.Element]:
+    # With inactive ones: a bridge that has no port yet counts as one, and can be used.
+    return [ET.fromstring(one.XMLDesc(0)) for one in virt.listAllInterfaces(0)]
+
+
+def _network(virt: Virt, one: Virt) -> ET.Element | None:
+    return _optional(lambda _virt: ET.fromstring(one.XMLDesc(0)), virt)
 
 
 def _domain_capabilities(virt: Virt, kind: str) -> str | None:

@@ -361,7 +361,6 @@ IMAGES = {"name": "images", "pool": "images", "allowedNamespaces": ["*"]}
         (Traits(tpm=True), "TPM"),
         (Traits(nvram="/var/lib/libvirt/qemu/nvram/web.fd"), "NVRAM"),
         (Traits(caches=(("ua-disk-root", "writeback"),)), "DiskCache"),
-        (Traits(snapshots=2), "Snapshots"),
         (Traits(block_jobs=("ua-disk-root",)), "BlockJob"),
         (Traits(cdroms=("/seed/web.iso",)), "SeedISO"),
     ],
@@ -396,6 +395,7 @@ def test_what_of_the_vm_is_in_the_way() -> None:
     assert judged(machine(), domain={"state": "Paused", "reason": "User"}) == "False/NotRunning"
     assert judged(machine(), domain={"persistent": False}) == "False/Transient"
     assert judged(machine(), domain={"managed_save": True}) == "False/ManagedSave"
+    assert judged(machine(), domain={"snapshots": True}) == "False/Snapshots"
     without = vms.domain(vms.settled()).inactive
     assert judged(machine(), domain={"inactive": without}) == "False/PendingDetach"
     local: dict[str, Any] = {"spec": spec(pools=[POOL | {"storageID": None}])}

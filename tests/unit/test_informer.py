@@ -319,6 +319,16 @@ async def test_lost_events_cost_one_resync(host: Host, informer: Watched) -> Non
 
 
 @drill
+async def test_a_snapshot_that_has_no_event_is_seen_by_the_resync(host: Host, informer: Watched) -> None:
+    host.put(row(A, snapshots=True), tell=False)
+    await asyncio.sleep(31)
+    assert informer.answer.domains[A].snapshots
+    host.put(row(A), tell=False)
+    await asyncio.sleep(31)
+    assert not informer.answer.domains[A].snapshots
+
+
+@drill
 async def test_at_rest_the_cost_does_not_depend_on_the_number_of_domains(host: Host, informer: Watched) -> None:
     for number in range(200):
         host.put(row(f"{number:08}-0000-4000-8000-000000000000"), tell=False)

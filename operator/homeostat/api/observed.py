@@ -104,8 +104,6 @@ class Traits:
     nvram: str = ""
     cdroms: tuple[str, ...] = ()
     block_jobs: tuple[str, ...] = ()
-    snapshots: int = 0
-    """How many snapshots libvirt has metadata of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +117,7 @@ class Domain:
     persistent: bool
     managed_save: bool = False
     autostart: bool = False
+    snapshots: bool = False  # whether libvirt has metadata of any
     owner: Owner | None = None  # from the persistent definition (from the live one when transient)
     live_owner: Owner | None = None
     live: DomainConfig | None = None

@@ -82,8 +82,8 @@ def of_the_vm(domain: Domain) -> Iterator[Say]:
         yield Say("PendingDetach", f"device {_plain(alias)}")
     if domain.managed_save:
         yield Say("ManagedSave")
-    if traits.snapshots:
-        yield Say("Snapshots", f"{traits.snapshots} of them")
+    if domain.snapshots:
+        yield Say("Snapshots")
     for alias in traits.block_jobs:
         yield Say("BlockJob", f"disk {_plain(alias)}")
 

@@ -50,7 +50,8 @@ class DomainCache:
 
 def _agrees(domain: Domain | None, row: DomainRow) -> bool:
     return domain is not None and DomainRow(
-        domain.uuid, domain.name, domain.state, domain.reason, domain.persistent, domain.managed_save, domain.autostart
+        domain.uuid, domain.name, domain.state, domain.reason, domain.persistent, domain.managed_save,
+        domain.autostart, domain.snapshots,
     ) == row  # fmt: skip
 
 
@@ -85,6 +86,7 @@ def _domain(row: DomainRow, live: ParsedDomain | None, inactive: ParsedDomain | 
         persistent=row.persistent,
         managed_save=row.managed_save,
         autostart=row.autostart,
+        snapshots=row.snapshots,
         owner=lasting.owner if lasting else None,
         live_owner=live.owner if live else None,
         live=live.config if live else None,

@@ -52,6 +52,7 @@ class DomainRow:
     persistent: bool
     managed_save: bool = False
     autostart: bool = False
+    snapshots: bool = False
 
 
 @dataclass(frozen=True, slots=True)

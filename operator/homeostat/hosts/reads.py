@@ -42,19 +42,20 @@ def register_events(virt: Virt, enqueue: Callable[[str, str], None]) -> list[int
 
 
 def domains(virt: Virt) -> list[DomainRow]:
-    """All domains in four calls."""
+    """All domains in five calls."""
     stats = virt.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
-    persistent, saved, autostart = (
+    persistent, saved, autostart, snapshots = (
         {domain.UUIDString() for domain in virt.listAllDomains(flag)}
         for flag in (
             libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT,
             libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE,
             libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART,
+            libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT,
         )
     )
     return [
         DomainRow(uuid, one.name(), *words(state["state.state"], state["state.reason"]),
-                  uuid in persistent, uuid in saved, uuid in autostart)
+                  uuid in persistent, uuid in saved, uuid in autostart, uuid in snapshots)
         for one, state in stats
         for uuid in [one.UUIDString()]
     ]  # fmt: skip
@@ -66,7 +67,8 @@ def domain(one: Virt) -> DomainRow:
     persistent = bool(one.isPersistent())
     saved = persistent and bool(one.hasManagedSaveImage())
     autostart = persistent and bool(one.autostart())
-    return DomainRow(one.UUIDString(), one.name(), state, reason, persistent, saved, autostart)
+    snapshots = one.snapshotNum(0) > 0
+    return DomainRow(one.UUIDString(), one.name(), state, reason, persistent, saved, autostart, snapshots)
 
 
 def addresses(one: Virt) -> list[tuple[str, str, str]]:

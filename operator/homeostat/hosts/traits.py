@@ -10,7 +10,7 @@ from homeostat.api.observed import Traits
 
 
 def traits(root: ET.Element) -> Traits:
-    """Read them from a domain's XML, live or inactive; snapshots are not in it."""
+    """Read them from a domain's XML, live or inactive."""
     disks = root.findall("devices/disk")
     return Traits(
         caches=tuple((_alias(disk), mode) for disk in disks if (mode := _cache(disk))),

@@ -116,7 +116,7 @@ def _patterns(bed: Bed) -> dict[str, Pattern]:
     bed.start_operator()
     bed.run([vm(f"pattern-{n}", placement={"host": f"h{n}"}) for n in (1, 2)])
     uuids = bed.uuids()
-    patterns = {host.name: Pattern.of(host, uuids[f"pattern-{n}"]) for n, host in enumerate(bed.lab.hosts, 1)}
+    patterns = {host.name: Pattern.of(host, uuids[f"pattern-{n}"]) for n, host in enumerate(bed.hosts, 1)}
     bed.remove_vms()
     bed.stop_operator()
     return patterns
@@ -124,9 +124,9 @@ def _patterns(bed: Bed) -> dict[str, Pattern]:
 
 def _bare(bed: Bed, count: int, patterns: dict[str, Pattern]) -> Round:
     # The operator is not there meanwhile: it would look at what appears on its hosts.
-    loop = Loop(bed.lab.hosts, patterns)
+    loop = Loop(bed.hosts, patterns)
     try:
-        loop.run(len(bed.lab.hosts), "warm")
+        loop.run(len(bed.hosts), "warm")
         time.sleep(BOOT_SECONDS)
         busy, before, began = processes.busy(), _cpu(bed), time.time()
         seconds, uuids = loop.run(count, "bare")
@@ -164,7 +164,7 @@ def _cpu(bed: Bed) -> processes.Usage:
     plane = bed.plane
     programs = {"API server": plane.apiserver, "etcd": plane.etcd, "controllers": plane.manager}
     pids = {name: process.pid for name, process in programs.items()}
-    return processes.used(bed.lab.hosts, pids | {"operator": bed.operator.process.pid})
+    return processes.used(bed.hosts, pids | {"operator": bed.operator.process.pid})
 
 
 def _all_running(changes: list[Change], names: set[str]) -> bool:

@@ -82,18 +82,18 @@ class Series:
         time.sleep(max(0.0, newest + LONG_RUN - time.time()))
 
     def _make_trouble(self) -> None:
-        near, far = self._bed.lab.hosts
+        near, far = self._bed.hosts
         near.freeze_qemu(self._uuids["stopped"])
         far.freeze_libvirtd()
 
     def _end_trouble(self) -> None:
-        near, far = self._bed.lab.hosts
+        near, far = self._bed.hosts
         near.thaw_qemu(self._uuids["stopped"])
         far.thaw_libvirtd()
         self._bed.until_ready("h2")
 
     def _kill(self, name: str, watch: Watch, result: Healing, condition: str) -> None:
-        uuid, host = self._uuids[name], self._bed.lab.hosts[0]
+        uuid, host = self._uuids[name], self._bed.hosts[0]
         pid = host.qemu_pid(uuid)
         if pid is None:
             raise RuntimeError(f"{name} has no process to kill")

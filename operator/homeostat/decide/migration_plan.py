@@ -28,6 +28,8 @@ from homeostat.decide.view import HostView, Say, VMView
 from homeostat.decide.whereabouts import locate
 
 FIRST_PORT, LAST_PORT = 49152, 49215
+MOST_NEXT = 4
+"""Looked at when a migration has ended, which makes room for few: its source's, its target's and the cluster's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,13 +268,26 @@ def behind(migration: VirtualMachineMigration, source: HostView, target: HostVie
 def _of_the_same_vm(
     migration: VirtualMachineMigration, others: Iterable[VirtualMachineMigration]
 ) -> VirtualMachineMigration | None:
-    same = [
-        each
-        for each in others
-        if (each.metadata.namespace, each.spec.vm_ref.name)
-        == (migration.metadata.namespace, migration.spec.vm_ref.name)
-    ]
+    same = [each for each in others if _same_vm(each, migration)]
     return next((e for e in same if e.status.intent is not None or (_waits(e) and _age(e) < _age(migration))), None)
+
+
+def next_in_turn(
+    done: VirtualMachineMigration, others: Iterable[VirtualMachineMigration]
+) -> list[VirtualMachineMigration]:
+    """Those whose turn it may be now that one has ended: the oldest that wait at a host of it, or for its VM."""
+    hosts = _ends(done)
+    near = [each for each in others if _waits(each) and (_ends(each) & hosts or _same_vm(each, done))]
+    return sorted(near, key=_age)[:MOST_NEXT]
+
+
+def _ends(migration: VirtualMachineMigration) -> set[str]:
+    ends = migration.status.intent or migration.status
+    return {end for end in (ends.source, ends.target) if end}
+
+
+def _same_vm(one: VirtualMachineMigration, other: VirtualMachineMigration) -> bool:
+    return (one.metadata.namespace, one.spec.vm_ref.name) == (other.metadata.namespace, other.spec.vm_ref.name)
 
 
 def _waits(migration: VirtualMachineMigration) -> bool:

@@ -15,6 +15,7 @@ from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.migration import ended
+from homeostat.decide.migration_plan import next_in_turn
 from homeostat.hosts.driver import Driver
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
@@ -142,12 +143,20 @@ class Operator:
             self.fleet.note_vm(key, _parsed(VirtualMachine, item) if there else None)
             self._wake_vm(key)
         else:
-            self.fleet.note_migration(key, _parsed(VirtualMachineMigration, item) if there else None)
+            migration = _parsed(VirtualMachineMigration, item)
+            self.fleet.note_migration(key, migration if there else None)
             self.migrations.queue.add(key)
+            if migration is not None and (ended(migration) or not there):
+                self._give_turn(migration)
             self.vms.queue.add((key[0], item["spec"]["vmRef"]["name"]))
             for name, hypervisor in self.fleet.hypervisors.items():
                 if hypervisor.spec.maintenance == "Evacuate":
                     self.hypervisors.queue.add(("", name))
+
+    def _give_turn(self, done: VirtualMachineMigration) -> None:
+        """A migration has ended: look at those that may have waited for its place."""
+        for each in next_in_turn(done, self.fleet.migrations.values()):
+            self._wake_migration((each.metadata.namespace, each.metadata.name))
 
     def _room_changed(self, hypervisors: frozenset[str]) -> None:
         """Hosts' figures change, and what waits for room may fit now."""

@@ -99,6 +99,13 @@ def test_a_call_that_was_refused_ends_it_at_once_and_any_other_after_the_grace()
     assert shown(RUNS, GONE, begun=False, ended=lost).say.reason == "Refused"
 
 
+def test_a_target_that_cannot_do_post_copy_is_told_from_other_refusals() -> None:
+    words = CallEnded("Postcopy is not supported", refused=True, no_post_copy=True)
+    found = shown(RUNS, GONE, 0, begun=False, ended=words)
+    assert (found.say.reason, found.finished) == ("NoPostCopy", True)
+    assert "userfaultfd" in reasons.MIGRATION["NoPostCopy"].sentence(found.say.detail)
+
+
 def test_an_attempt_is_made_once() -> None:
     decision = shown(CANCELED, GONE, 0)
     assert (decision.action, decision.say.reason) == (None, "RolledBack")

@@ -22,7 +22,7 @@ from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
 from homeostat.decide.migratable import condition, marker
 from homeostat.decide.migration_plan import Fleet, behind, plan, request
-from homeostat.decide.view import HostView, VMView
+from homeostat.decide.view import HostView, Say, VMView
 from tests.unit import test_decide_vm as vms
 
 Object = Mapping[str, Any]
@@ -193,8 +193,21 @@ def test_policies_that_cannot_be_carried_out() -> None:
     several = spec(migration={"policy": {"parallelConnections": 4}})
     known = fleet(host("a", running(machine()), spec=several), host("b"))
     assert refused(migration(policy={"mode": "Auto"}), machine(), known)[0] == "PolicyConflict"
-    without = pair(machine(), post_copy={"b": False})
-    assert "userfaultfd" in refused(migration(policy={"mode": "PostCopy"}), machine(), without)[1]
+
+
+def test_auto_does_without_post_copy_where_it_was_just_refused_and_post_copy_tries_again() -> None:
+    def prepared(mode: str, refused_by: str) -> tuple[str, str]:
+        over = report.conditions(migration(), Say("NoPostCopy"), NOW)
+        status = {"reason": "NoPostCopy", "target": refused_by, "conditions": [each.wire() for each in over]}
+        known = pair(machine(), others=(migration("before", status=status),))
+        found = plan(migration(policy={"mode": mode}), machine(), known)
+        assert found.intent is not None
+        assert found.policy is not None
+        return found.intent.post_copy, found.policy.auto_converge
+
+    assert prepared("Auto", "c") == ("Enabled", "Disabled")
+    assert prepared("Auto", "b") == ("Disabled", "Enabled")
+    assert prepared("PostCopy", "b") == ("Enabled", "Disabled")
 
 
 def test_one_that_is_stopped_before_it_began() -> None:

@@ -190,8 +190,3 @@ def test_two_policies_that_contradict_each_other_are_told() -> None:
     found = effective(MigrationPolicy.model_validate({"mode": "Auto"}), host, target_tls=False, post_copy=True)
     assert isinstance(found, str)
     assert "parallelConnections above 1 needs mode PreCopy" in found
-
-
-def test_post_copy_on_a_target_that_cannot_is_told() -> None:
-    found = effective(MigrationPolicy.model_validate({"mode": "PostCopy"}), None, target_tls=False, post_copy=False)
-    assert found == "policy.mode is PostCopy and the target has no userfaultfd for it"

@@ -9,7 +9,7 @@ import pytest
 from homeostat.api import actions as act
 from homeostat.hosts.driver import HostError, HostUnreachable
 from homeostat.hosts.jobs import flags, parameters
-from homeostat.hosts.migration import MigrationAborted, MigrationRefused, MigrationRequest, classified
+from homeostat.hosts.migration import MigrationAborted, MigrationRefused, MigrationRequest, PostCopyRefused, classified
 from homeostat.hosts.perform import request
 
 pytestmark = pytest.mark.unit
@@ -95,6 +95,10 @@ def test_a_live_definition_alone_would_persist_the_old_one() -> None:
         (55, 10, "Requested operation is not valid: another migration job is already running for domain 'x'",
          MigrationRefused),
         (1, 10, "internal error: Attempt to migrate guest to the same host c7abae74", MigrationRefused),
+        (1, 10, "internal error: unable to execute QEMU command 'migrate-set-capabilities': Postcopy is not supported",
+         PostCopyRefused),
+        (1, 10, "internal error: unable to execute QEMU command 'migrate-set-capabilities': Postcopy is not supported: "
+                "Userfaultfd not available: Operation not permitted", PostCopyRefused),  # QEMU 8.1 and later
         (78, 10, "operation aborted: job 'migration out' canceled by client", MigrationAborted),
         (55, 10, "Requested operation is not valid: domain is not running", HostError),
         (1, 7, "internal error: client socket is closed", HostError),

@@ -199,6 +199,11 @@ MIGRATION: dict[str, Reason] = {
     "Aborted": _failed("The migration was stopped before the VM was moved.", ""),
     "TimedOut": _failed("The copy did not converge in time and was stopped.", "Give another one more time or means."),
     "Refused": _failed("libvirt did not begin the migration."),
+    "NoPostCopy": _failed(
+        "The target's QEMU cannot do post-copy: its kernel does not let it have a userfaultfd.",
+        "Set vm.unprivileged_userfaultfd to 1 on the target with sysctl, or make another VirtualMachineMigration with"
+        " mode PreCopy or Auto: Auto does without post-copy to this target for as long as this object is there.",
+    ),
     "RolledBack": _failed("The migration broke off and the source has kept the VM."),
     "VMDown": _failed(
         "The VM went off on the source before it was moved.",

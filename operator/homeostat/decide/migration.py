@@ -47,10 +47,14 @@ BROKEN_HALVES = ("postcopy", "postcopy-failed", "running-postcopy", "running-pos
 
 @dataclass(frozen=True, slots=True)
 class CallEnded:
-    """What the call that migrates said in the end. `refused`: libvirt's words say that nothing was begun."""
+    """What the call that migrates said in the end. `refused`: libvirt's words say that nothing was begun.
+
+    `no_post_copy`: that was because the target cannot do post-copy.
+    """
 
     message: str
     refused: bool = False
+    no_post_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +292,8 @@ def _came_to_nothing(case: Case) -> MigrationDecision:
     if case.stop:
         return _say(case, "Aborted", case.stop, requeue_after=None)
     words = call.message if call else case.migration.status.last_message or ""
-    return _say(
-        case, "RolledBack" if begun else "Refused", f"libvirt said: {words}" if words else "", requeue_after=None
-    )
+    reason = "RolledBack" if begun else "NoPostCopy" if call and call.no_post_copy else "Refused"
+    return _say(case, reason, f"libvirt said: {words}" if words else "", requeue_after=None)
 
 
 def _end_source(case: Case) -> MigrationDecision:

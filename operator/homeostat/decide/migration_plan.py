@@ -66,8 +66,6 @@ class Fleet:
     migrations: tuple[VirtualMachineMigration, ...]
     most: int
     now: datetime
-    post_copy: Mapping[str, bool] = field(default_factory=dict)
-    """Hypervisors that are known to be able to do post-copy, or not; those that are not named are taken to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +227,14 @@ def policy_of(found: Found, target: HostView) -> EffectivePolicy | str:
         found.migration.spec.policy,
         found.source.spec.migration.policy,
         target_tls=encrypted,
-        post_copy=found.fleet.post_copy.get(target.name, True),
+        post_copy=_post_copy(found, target),
     )
+
+
+def _post_copy(found: Found, target: HostView) -> bool:
+    """Whether Auto may count on post-copy: nothing tells beforehand, but a target that just refused it would again."""
+    refused = (each for each in found.fleet.migrations if each.status.reason == "NoPostCopy")
+    return all(each.status.target != target.name for each in refused)
 
 
 def peer_uri(host: HypervisorSpec) -> str:
@@ -378,7 +382,7 @@ def _write(found: Found, target: HostView) -> Plan:
         return _end("PolicyConflict", chosen)
     if FINALIZER not in migration.metadata.finalizers:
         return Plan(Say("Accepted", f"to {target.name}"), action=act.AddFinalizer(), requeue_after=0.0)
-    post_copy = policies.prepares_post_copy(chosen, post_copy=found.fleet.post_copy.get(target.name, True))
+    post_copy = policies.prepares_post_copy(chosen, post_copy=_post_copy(found, target))
     intent = IntentStatus(
         source=found.source.name,
         source_uuid=found.source.host_uuid,

@@ -65,7 +65,7 @@ def effective(
 ) -> EffectivePolicy | str:
     """The policy with all defaults filled in, or a sentence on what cannot be done.
 
-    What the migration does not say is the source's to say. `post_copy`: whether the target can do it, as far as known.
+    What the migration does not say is the source's to say. `post_copy`: whether Auto may count on it.
     """
     given = host.wire() if host else {}
     merged = given | (asked.wire() if asked else {})
@@ -73,10 +73,8 @@ def effective(
         policy = MigrationPolicy.model_validate(merged)
     except ValidationError as error:
         return "with the source's spec.migration.policy: " + "; ".join(each["msg"] for each in error.errors())
-    mode = policy.mode or "PreCopy"
-    if mode == "PostCopy" and not post_copy:
-        return "policy.mode is PostCopy and the target has no userfaultfd for it"
-    return EffectivePolicy.model_validate(_defaults(mode, target_tls=target_tls, post_copy=post_copy) | policy.wire())
+    defaults = _defaults(policy.mode or "PreCopy", target_tls=target_tls, post_copy=post_copy)
+    return EffectivePolicy.model_validate(defaults | policy.wire())
 
 
 def _defaults(mode: str, *, target_tls: bool, post_copy: bool) -> dict[str, str]:
@@ -91,7 +89,7 @@ def _defaults(mode: str, *, target_tls: bool, post_copy: bool) -> dict[str, str]
 
 def prepares_post_copy(policy: EffectivePolicy, *, post_copy: bool) -> bool:
     """Whether QEMU is told from the start that it may come to post-copy."""
-    return policy.mode in SWITCHING and post_copy
+    return policy.mode == "PostCopy" or (policy.mode == "Auto" and post_copy)
 
 
 def bandwidth_mib(policy: EffectivePolicy) -> int:

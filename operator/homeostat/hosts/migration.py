@@ -21,6 +21,7 @@ from homeostat.hosts.driver import (
 
 _REFUSALS = frozenset({ARGUMENT_UNSUPPORTED, CONFIG_UNSUPPORTED, INVALID_ARG, MIGRATE_UNSAFE, NO_DOMAIN, NO_SUPPORT})
 _BEFORE = ("another migration job is already running", "migrate guest to the same host")
+_NO_POST_COPY = "Postcopy is not supported"
 _FROM_RPC = 7  # VIR_FROM_RPC
 
 
@@ -107,6 +108,10 @@ class MigrationRefused(HostError):
     """Refused before anything was begun, as far as libvirt's words go. No proof: both hosts have to be looked at."""
 
 
+class PostCopyRefused(MigrationRefused):
+    """The target's QEMU cannot do post-copy: its kernel does not let it have a userfaultfd."""
+
+
 class MigrationAborted(HostError):
     """Somebody aborted it. No proof either."""
 
@@ -117,6 +122,8 @@ def classified(error: HostError) -> HostError:
         return error
     if error.code == OPERATION_ABORTED:
         return MigrationAborted(error.code, error.message, error.domain)
+    if _NO_POST_COPY in error.message:
+        return PostCopyRefused(error.code, error.message, error.domain)
     if error.code in _REFUSALS or any(words in error.message for words in _BEFORE) or _no_peer(error):
         return MigrationRefused(error.code, error.message, error.domain)
     return error

@@ -10,7 +10,7 @@ from typing import Any
 
 from homeostat.decide.migration import CallEnded
 from homeostat.hosts.driver import HostError
-from homeostat.hosts.migration import MigrationRefused
+from homeostat.hosts.migration import MigrationRefused, PostCopyRefused
 from homeostat.runtime.controller import Key
 
 
@@ -53,7 +53,8 @@ class Calls:
             await call
             ended = CallEnded("")
         except HostError as error:
-            ended = CallEnded(error.message, refused=isinstance(error, MigrationRefused))
+            refused, post_copy = isinstance(error, MigrationRefused), isinstance(error, PostCopyRefused)
+            ended = CallEnded(error.message, refused=refused, no_post_copy=post_copy)
         self._tasks.pop(key, None)
         self._ended[key] = ended
         self._done(key)

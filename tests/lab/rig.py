@@ -88,7 +88,6 @@ class Rig:
     def _answering(host: Host) -> None:
         host.join()
         host.unfilter()
-        host.unfilter()
         host.limit_memory(0)
         if not host.processes():
             host.power_on()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from homeostat.api.observed import HostFacts, Pool, Volume
 from homeostat.hosts import driver
 from homeostat.hosts.driver import Credentials, DomainRow, Event, HostError, HostUnreachable
-from homeostat.hosts.migration import In, Job, MigrationRequest, classified
+from homeostat.hosts.migration import Cost, In, Job, MigrationRequest, classified
 from tests.simulation import libvirt_xml, migration
 from tests.simulation.effects import Call, Effects, Life, done_with, forever, read, write
 from tests.simulation.hypervisor import Record, check_agent, invalid, not_running
@@ -193,6 +193,15 @@ class SimulatedConnection:
         return await self._read(
             "xml", lambda: self._if_known(uuid, lambda record: self.host.xml(record, inactive=inactive))
         )
+
+    async def cost(self, uuid: str) -> Cost | None:
+        def spent(record: Record) -> Cost | None:
+            move = record.process.move if record.process is not None else None
+            if not isinstance(move, migration.Migration) or move.incoming is not record:
+                return None
+            return Cost(int(move.sent * 2**20))
+
+        return await self._read("cost", lambda: self._if_known(uuid, spent))
 
     def _if_known(self, uuid: str, answer: Callable[[Record], T]) -> T | None:
         record = self.host.records.get(uuid)

@@ -25,7 +25,7 @@ from homeostat.api.observed import (
 from homeostat.hosts.domain_xml import render
 from homeostat.hosts.driver import AUTH_FAILED, SYSTEM_ERROR, DomainRow, Event, HostError, HostUnreachable
 from homeostat.hosts.informer import HostInformer, LookAnswer
-from homeostat.hosts.migration import In, Job, MigrationRequest, Out
+from homeostat.hosts.migration import Cost, In, Job, MigrationRequest, Out
 from homeostat.reconcile.settings import Settings
 from tests.simulation.clock import now, run_virtual
 
@@ -202,6 +202,9 @@ class Link:
         return self.host.jobs.get(uuid)
 
     async def migrate(self, uuid: str, request: MigrationRequest) -> None:
+        raise NotImplementedError
+
+    async def cost(self, uuid: str) -> Cost | None:
         raise NotImplementedError
 
     async def resume_post_copy(self, uuid: str, request: MigrationRequest) -> None:

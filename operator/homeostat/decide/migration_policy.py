@@ -42,6 +42,7 @@ class Progress:
     post_copy: bool = False
     suspended: bool = False
     switched: bool = False
+    transferred: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,17 @@ def progress(progress: Progress) -> ProgressStatus:
     )
 
 
+def cost_so_far(old: CostStatus | None, progress: Progress) -> CostStatus:
+    """What an attempt has cost when a copy under way has come this far."""
+    return (old or CostStatus()).model_copy(update={"transferred_mib": progress.transferred // MIB})
+
+
+def cost_at_end(old: CostStatus | None, transferred: int, downtime_ms: int | None) -> CostStatus:
+    """What an attempt cost by what libvirt said after its end: bytes, milliseconds (None: it did not say)."""
+    update = {"transferred_mib": transferred // MIB, "downtime_milliseconds": downtime_ms}
+    return (old or CostStatus()).model_copy(update=update)
+
+
 def expiry(migration: VirtualMachineMigration) -> datetime | None:
     """When the object may be deleted: its ttl after the end; None for one that has not ended, or is being deleted."""
     ended = migration.status.completion_time

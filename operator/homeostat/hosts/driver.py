@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from homeostat.api.observed import Credentials, HostFacts, Pool, Volume
 
 if TYPE_CHECKING:
-    from homeostat.hosts.migration import Job, MigrationRequest
+    from homeostat.hosts.migration import Cost, Job, MigrationRequest
 
 # Error numbers of libvirt (virterror.h) that are told apart here; every other number is passed on as it is.
 INTERNAL_ERROR, NO_MEMORY, NO_SUPPORT, NO_CONNECT, INVALID_ARG, OPERATION_FAILED = 1, 2, 3, 5, 8, 9
@@ -89,6 +89,12 @@ class Connection(Protocol):
         """What libvirt is doing with a domain, asked for now; None for nothing, also when it is off or not there.
 
         May wait for QEMU: asked of domains with a migration in flight only.
+        """
+
+    async def cost(self, uuid: str) -> Cost | None:
+        """What the migration that brought a domain here cost; None once libvirt has forgotten, with any other job.
+
+        The downtime is the difference between two hosts' clocks.
         """
 
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:

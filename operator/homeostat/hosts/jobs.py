@@ -10,7 +10,7 @@ from typing import Any
 import libvirt
 
 from homeostat.hosts.driver import INVALID_ARG, NO_DOMAIN, OPERATION_INVALID, OPERATION_UNSUPPORTED, HostError
-from homeostat.hosts.migration import In, Job, MigrationRequest, Other, Out
+from homeostat.hosts.migration import Cost, In, Job, MigrationRequest, Other, Out
 from homeostat.hosts.sessions import Virt, host_error
 
 _BASE = (
@@ -30,6 +30,11 @@ _OPERATIONS = {
     for name in dir(libvirt)
     if name.startswith("VIR_DOMAIN_JOB_OPERATION_") and not name.endswith("_STR")
 }
+_MOVES = (
+    libvirt.VIR_DOMAIN_JOB_OPERATION_UNKNOWN,  # the target has the figures from the source, which does not say of what
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN,
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT,
+)
 
 
 def migrate(one: Virt, request: MigrationRequest) -> None:
@@ -110,6 +115,15 @@ def job(virt: Virt, uuid: str) -> Job | None:
     if operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN:
         return In()
     return Other(_OPERATIONS.get(operation, "unknown"))
+
+
+def cost(one: Virt) -> Cost | None:
+    """What the migration that brought a domain here cost, if that was its last job. Reading it forgets nothing."""
+    stats = one.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED)
+    operation = stats.get("operation", libvirt.VIR_DOMAIN_JOB_OPERATION_UNKNOWN)
+    if stats["type"] != libvirt.VIR_DOMAIN_JOB_COMPLETED or operation not in _MOVES:
+        return None
+    return Cost(stats.get("data_processed", 0), stats.get("downtime"))
 
 
 def _out(stats: dict[str, Any], max_downtime: int | None) -> Out:

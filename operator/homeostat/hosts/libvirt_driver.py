@@ -35,7 +35,7 @@ from homeostat.hosts.driver import (
     HostError,
 )
 from homeostat.hosts.links import DriverSettings, Endpoint, Links
-from homeostat.hosts.migration import Job, MigrationRequest, classified
+from homeostat.hosts.migration import Cost, Job, MigrationRequest, classified
 from homeostat.hosts.names import METADATA_KEY, METADATA_NAMESPACE
 from homeostat.hosts.sessions import Session, Virt, host_error
 from homeostat.hosts.turns import Turns
@@ -144,6 +144,9 @@ class LibvirtConnection(Connection):
         self._asked[uuid] = question
         question.add_done_callback(lambda done: self._answered(uuid, done))
         return await asyncio.shield(question)
+
+    async def cost(self, uuid: str) -> Cost | None:
+        return await self._read(_or_none(lambda virt: jobs.cost(virt.lookupByUUIDString(uuid))))
 
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
         return await self._agent.call(lambda virt: reads.addresses(virt.lookupByUUIDString(uuid)), self._agent_deadline)

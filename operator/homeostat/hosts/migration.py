@@ -104,6 +104,14 @@ Job = Out | In | Other
 """What libvirt is doing with a domain; None (no job) also for one that is off or not there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a migration that has ended cost: bytes sent, and milliseconds that the guest stood still, if known."""
+
+    transferred: int
+    downtime: int | None = None
+
+
 class MigrationRefused(HostError):
     """Refused before anything was begun, as far as libvirt's words go. No proof: both hosts have to be looked at."""
 

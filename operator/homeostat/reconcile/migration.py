@@ -36,7 +36,7 @@ from homeostat.decide.migration_table import Side
 from homeostat.decide.view import Say, VMView
 from homeostat.decide.vm import stopping
 from homeostat.hosts.driver import STORAGE_VOL_EXIST, HostError, HostUnreachable
-from homeostat.hosts.migration import Job, Out
+from homeostat.hosts.migration import Cost, Job, Out
 from homeostat.hosts.perform import perform, perform_migration
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
@@ -253,6 +253,7 @@ class MigrationReconciler:
             post_copy=intent.post_copy == "Enabled",
             suspended=marks.force_completed is not None,
             switched=marks.post_copy is not None,
+            transferred=job.processed,
         )
 
     # Acting
@@ -295,14 +296,32 @@ class MigrationReconciler:
         old, now = current.migration.status, asyncio.get_running_loop().time()
         status = report.status(current.migration, current.view, decision)
         if current.progress is not None:
-            status = status.model_copy(update={"progress": report.progress(current.progress)})
+            cost = report.cost_so_far(old.cost, current.progress)
+            status = status.model_copy(update={"progress": report.progress(current.progress), "cost": cost})
+        if decision.say.reason == "Migrated" and (told := await self._cost(current.intent)) is not None:
+            cost = report.cost_at_end(status.cost, told.transferred, told.downtime)
+            status = status.model_copy(update={"cost": cost})
         if status.wire() == old.wire():
             return current.seen
         left = self._written.get(current.key, -1e9) + self._settings.migration_write_seconds - now
-        if left > 0 and status.wire(exclude={"progress"}) == old.wire(exclude={"progress"}):
+        figures = {"progress", "cost"}
+        if left > 0 and status.wire(exclude=figures) == old.wire(exclude=figures):
             return current.seen
         self._written[current.key] = now
         return await self._write(current.migration, current.seen, status)
+
+    async def _cost(self, intent: IntentStatus) -> Cost | None:
+        """What libvirt on the target says that it cost; it forgets that with its next job, or when it restarts."""
+        target = self._fleet.speaking_for(intent.target, intent.target_uuid)
+        informer = self._fleet.informers.get(target.metadata.name) if target else None
+        if informer is None or informer.connection is None:
+            return None
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_seconds):
+                return await informer.connection.cost(intent.domain_uuid)
+        except (HostError, TimeoutError) as error:
+            log.info("what the migration cost is not known: %s", error)
+            return None
 
     async def _write(
         self, migration: VirtualMachineMigration, seen: Object, status: VirtualMachineMigrationStatus

@@ -57,6 +57,8 @@ class Guest:
     lowest_at: float = 0.0
     limit: int | None = 500
     suspended: bool = False
+    rate: int = 0
+    passed_at: float = 0.0
 
     def run(self, most: float = 10000.0) -> str:
         """Return how it ends."""
@@ -81,13 +83,15 @@ class Guest:
         self.written = min(self.written + (0 if self.suspended else self.dirty), self.working_set)
         self.remaining = max(self.remaining - self.bandwidth, 0)
         if self.remaining == 0 and self.written:
+            # As QEMU reports it: what is found to be written to at the end of a pass, by how long the pass took.
+            self.rate, self.passed_at = int(self.written / (self.elapsed - self.passed_at)), self.elapsed
             self.iteration, self.remaining, self.written = self.iteration + 1, self.written, 0
         if self.remaining < self.lowest:
             self.lowest, self.lowest_at = self.remaining, self.elapsed
 
     def progress(self) -> Progress:
         stalled = self.elapsed - self.lowest_at
-        numbers = (self.elapsed, self.iteration, self.remaining, 4 * GIB, self.dirty, self.bandwidth, self.limit)
+        numbers = (self.elapsed, self.iteration, self.remaining, 4 * GIB, self.rate, self.bandwidth, self.limit)
         return Progress(*numbers, stalled=stalled, post_copy=self.post_copy, suspended=self.suspended)
 
 
@@ -103,6 +107,12 @@ def test_a_guest_that_writes_faster_than_is_copied_goes_to_post_copy_under_auto(
     assert guest.run() == "PostCopy"
     assert guest.iteration == 3
     assert guest.elapsed < completion_seconds(guest.policy, 4 * GIB)
+
+
+def test_a_guest_that_writes_less_than_half_as_fast_as_is_copied_is_waited_for_under_auto() -> None:
+    auto, third = policy(mode="Auto"), progress(iteration=3, post_copy=True, downtime_limit_ms=150)
+    assert advise(auto, replace(third, dirty_rate=49 * MIB)).step == "Wait"
+    assert advise(auto, replace(third, dirty_rate=50 * MIB)).step == "PostCopy"
 
 
 def test_it_ends_by_its_time_out_under_precopy() -> None:

@@ -19,7 +19,10 @@ FORCE_SECONDS = 60
 PASSES_BEFORE_POSTCOPY = 2
 """Post-copy begins with this pass over memory: the first one has brought most pages."""
 PASSES_BEFORE_DOUBT = 3
-"""From this pass on, a guest that writes faster than is copied is known not to converge."""
+"""From this pass on, a guest that writes too fast is known not to converge."""
+TOO_FAST = 0.5
+"""From this part of the bandwidth on: what QEMU slows guests down from. No guest is seen to write much faster than is
+copied, as a page that is written to often counts once in a pass."""
 GIB, MIB = 1024**3, 1024**2
 
 
@@ -133,7 +136,7 @@ def _wants_post_copy(policy: EffectivePolicy, progress: Progress) -> bool:
         return progress.iteration >= PASSES_BEFORE_POSTCOPY
     if policy.mode == "PreCopy":
         return False
-    return progress.iteration >= PASSES_BEFORE_DOUBT and progress.dirty_rate >= progress.bandwidth > 0
+    return progress.iteration >= PASSES_BEFORE_DOUBT and progress.dirty_rate >= TOO_FAST * progress.bandwidth > 0
 
 
 def _give_up(policy: EffectivePolicy, progress: Progress, time_out: str) -> Advice:

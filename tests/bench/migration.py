@@ -21,7 +21,7 @@ from homeostat.api.migration_policy import EffectivePolicy
 from homeostat.decide import migration_plan
 from homeostat.hosts import jobs, perform
 from homeostat.hosts.migration import MigrationRequest
-from tests.bench import requests
+from tests.bench import processes, requests
 from tests.bench.bed import Bed, say, vm
 from tests.bench.figures import median
 from tests.bench.requests import READS
@@ -77,6 +77,8 @@ class Trips:
     guest: str
     bandwidth: str
     pairs: list[Pair] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    """Share of the CPUs in use before each round."""
 
     def ratio(self, what: str) -> float:
         """Median of the pairs' ratios of one figure of a Trip."""
@@ -130,15 +132,16 @@ def measure(bed: Bed, count: int, rounds: int, *, smoke: bool) -> Migration:
     with _third_host(bed):
         result = Migration(count, _outbound(bed))
         blank, booted = _blank(bed), None if smoke else _booted(bed)
-        _trips(bed, result, blank, "", rounds)
+        _trips(bed, result, blank, "", rounds, warm=not smoke)
         if booted is not None:
             _trips(bed, result, booted, "", rounds)
             _trips(bed, result, booted, "8Mi", rounds)
-        slow = [(blank, ""), (blank, "1Mi")] if booted is None else [(booted, each) for each in ("", "8Mi", "1Mi")]
-        for guest, bandwidth in slow:
-            _write_counts(bed, result, guest, bandwidth, 2.0 if smoke else TRAILING_SECONDS)
+        bed.start_operator()
+        for number, bandwidth in enumerate(("", "1Mi") if smoke else ("", "", "8Mi", "8Mi", "1Mi", "1Mi")):
+            target = 3 if number % 2 == 0 else 1
+            _write_counts(bed, result, booted or blank, bandwidth, target, 1.0 if smoke else TRAILING_SECONDS)
         bed.remove_vms()
-        _evacuations(bed, result, max(rounds // 2, 1))
+        _evacuations(bed, result, max(rounds // 2, 1), warm=not smoke)
         bed.remove_vms()
         bed.stop_operator()
     return result
@@ -188,14 +191,15 @@ def _booted(bed: Bed) -> Guest:
 # One guest
 
 
-def _trips(bed: Bed, result: Migration, guest: Guest, bandwidth: str, rounds: int) -> None:
+def _trips(bed: Bed, result: Migration, guest: Guest, bandwidth: str, rounds: int, *, warm: bool = True) -> None:
     """Pairs there and back; the operator is not there while virsh works, and which is first changes each round."""
     trips, names = Trips(guest.name, bandwidth), itertools.count()
     result.trips.append(trips)
     for number in range(rounds):
         ways = {}
+        trips.busy.append(processes.busy())
         for way in ("bare", "operator") if number % 2 == 0 else ("operator", "bare"):
-            ways[way] = _there_and_back(bed, guest, bandwidth, way, f"{number}-{next(names)}")
+            ways[way] = _there_and_back(bed, guest, bandwidth, way, f"{number}-{next(names)}", warm=warm)
         trips.pairs += [Pair(bare, operator) for bare, operator in zip(ways["bare"], ways["operator"], strict=True)]
         last = trips.pairs[-2:]
         say(f"{guest.name} moved, {bandwidth or 'no limit'}, {number + 1}/{rounds}: {_told(last)}")
@@ -210,20 +214,20 @@ def _told(pairs: list[Pair]) -> str:
     )
 
 
-def _there_and_back(bed: Bed, guest: Guest, bandwidth: str, way: str, name: str) -> list[Trip]:
+def _there_and_back(bed: Bed, guest: Guest, bandwidth: str, way: str, name: str, *, warm: bool) -> list[Trip]:
     go = partial(_by_operator, bed) if way == "operator" else partial(_by_virsh, bed)
     name = f"{guest.name}-{bandwidth.lower() or 'free'}-{name}"
-    _have(bed, way, guest, name)
+    _have(bed, way, guest, name, warm=warm)
     return [go(guest, bandwidth, f"{name}-{each}", each, 4 - each) for each in (1, 3)]
 
 
-def _have(bed: Bed, way: str, guest: Guest, name: str) -> None:
-    """Start the operator, and have it do once what it does at first; or stop it."""
+def _have(bed: Bed, way: str, guest: Guest, name: str, *, warm: bool) -> None:
+    """Start the operator, and, if `warm`, have it do once what it does at first; or stop it."""
     if way == "bare":
         bed.stop_operator()
         return
     bed.start_operator()
-    for source in (1, 3):
+    for source in (1, 3) if warm else ():
         _by_operator(bed, guest, "", f"{name}-warm-{source}", source, 4 - source)
 
 
@@ -327,24 +331,22 @@ def _trip(bed: Bed, guest: Guest, began: float, ended: float) -> Trip:
     return Trip(new.start - began, gone - new.start, ended - gone, new.running[0][0] - stopped)
 
 
-def _write_counts(bed: Bed, result: Migration, guest: Guest, bandwidth: str, trailing: float) -> None:
-    bed.start_operator()
-    for source in (1, 3):
-        counted = requests.counted(bed.plane)
-        name = f"{guest.name}-{bandwidth.lower() or 'free'}-written-{source}"
-        changes = _move(bed, guest, bandwidth, name, 4 - source)
-        time.sleep(trailing)
-        found = requests.counted(bed.plane) - counted
-        found[f"POST {PLURAL}"] -= 1  # kubectl's own
-        own = sum(each.kind == "MODIFIED" for each in changes)
-        result.writes.append(Writes(guest.name, bandwidth, changes[-1].at - changes[0].at, own, found))
-        say(f"{name}: {own} writes to it, {result.writes[-1].all} in all, {result.writes[-1].seconds:.1f} s")
+def _write_counts(bed: Bed, result: Migration, guest: Guest, bandwidth: str, target: int, trailing: float) -> None:
+    counted = requests.counted(bed.plane)
+    name = f"{guest.name}-{bandwidth.lower() or 'free'}-written-{target}"
+    changes = _move(bed, guest, bandwidth, name, target)
+    time.sleep(trailing)
+    found = requests.counted(bed.plane) - counted
+    found[f"POST {PLURAL}"] -= 1  # kubectl's own
+    own = sum(each.kind == "MODIFIED" for each in changes)
+    result.writes.append(Writes(guest.name, bandwidth, changes[-1].at - changes[0].at, own, found))
+    say(f"{name}: {own} writes to it, {result.writes[-1].all} in all, {result.writes[-1].seconds:.1f} s")
 
 
 # All of a host
 
 
-def _evacuations(bed: Bed, result: Migration, rounds: int) -> None:
+def _evacuations(bed: Bed, result: Migration, rounds: int, *, warm: bool) -> None:
     objects = [vm(f"vm-{number}", disks=[SHARED]) for number in range(result.count)]
     bed.start_operator()
     _placed(bed, objects)
@@ -353,7 +355,7 @@ def _evacuations(bed: Bed, result: Migration, rounds: int) -> None:
     for number in range(rounds):
         ways: dict[str, list[float]] = {"bare": [], "operator": []}
         for way in ("bare", "operator") if number % 2 == 0 else ("operator", "bare"):
-            _have(bed, way, Guest("vm-0", uuids["vm-0"]), f"vm-0-{number}")
+            _have(bed, way, Guest("vm-0", uuids["vm-0"]), f"vm-0-{number}", warm=warm)
             for source in (1, 3):
                 ways[way].append(_empty(bed, uuids, source, 4 - source, way, result.outbound))
         pairs = [Emptied(bare, operator) for bare, operator in zip(ways["bare"], ways["operator"], strict=True)]

@@ -14,7 +14,7 @@ from tests.bench import processes
 from tests.bench.creation import Alone, Creation, Round
 from tests.bench.figures import estimate, median
 from tests.bench.healing import HEALTHY, TROUBLED, Healing
-from tests.bench.migration import Migration, Pair, Trip, Trips
+from tests.bench.migration import Migration, Pair, Trip, Trips, Writes
 from tests.bench.requests import READS
 
 PAGE = Path(__file__).parent.parent.parent / "docs/benchmarks.md"
@@ -175,7 +175,18 @@ def migrations(migration: Migration) -> Iterable[str]:
     )
     yield ""
     yield from _table(
-        ("guest", "limit/s", "pairs", "operator", "virsh", "ratio", "libvirt's part", "down", "before and after it"),
+        (
+            "guest",
+            "limit/s",
+            "pairs",
+            "operator",
+            "virsh",
+            "ratio",
+            "libvirt's part",
+            "down",
+            "before and after it",
+            "CPUs busy",
+        ),
         (_trips_row(trips) for trips in migration.trips),
     )
     yield "Aim: a ratio of 1.05. Each column with two figures has the operator's first, with the ratio behind."
@@ -195,6 +206,7 @@ def _trips_row(trips: Trips) -> Sequence[object]:
         _both(trips, "libvirt"),
         _both(trips, "downtime", digits=3),
         f"{before:.2f} and {after:.2f}",
+        " ".join(f"{each:.0%}" for each in trips.busy),
     )
 
 
@@ -232,6 +244,20 @@ def _migration_writes(migration: Migration) -> Iterable[str]:
             (each.guest, each.bandwidth or "none", f"{each.seconds:.1f}", each.own, each.all, _named(each.requests))
             for each in migration.writes
         ),
+    )
+    yield _growth(migration.writes)
+    yield ""
+
+
+def _growth(writes: Sequence[Writes]) -> str:
+    """What a longer migration writes more."""
+    short, long = (pick(writes, key=lambda each: each.seconds) for pick in (min, max))
+    more, seconds = long.own - short.own, long.seconds - short.seconds
+    if more <= 0:
+        return f"The longest, {long.seconds:.0f} s, writes no more to its object than the shortest."
+    return (
+        f"The number grows with the duration: the longest writes {more} times more to its object than the shortest in"
+        f" {seconds:.0f} s more, one every {seconds / more:.1f} s."
     )
 
 

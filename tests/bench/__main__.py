@@ -17,18 +17,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that nothing is left behind
     count, rounds, alone, kills, series = (4, 1, 2, 6, 1) if args.smoke else (args.n, 4, 10, 38, 4)  # two CPUs take 40
     movers, journeys = (3, 1) if args.smoke else (20, 4)
+    rounds, series, journeys = args.rounds or rounds, args.rounds or series, args.rounds or journeys
     with Bed(args.profile) as bed:
         if args.only_migration:
-            print("\n".join(migrations(migration.measure(bed, movers, args.rounds or journeys, smoke=args.smoke))))
+            print("\n".join(migrations(migration.measure(bed, movers, journeys, smoke=args.smoke))))
             return
-        made = creation.measure(bed, count, args.rounds or rounds)
+        made = creation.measure(bed, count, rounds)
         if args.only_creation:
             print("\n".join(summary(made)))
             return
         one_by_one = creation.measure_alone(bed, alone)
         healed = healing.measure(bed, kills, series, settled=not args.smoke)
         moved = migration.measure(bed, movers, journeys, smoke=args.smoke)
-    command = "python -m tests.bench --smoke" if args.smoke else f'make bench BENCH_ARGS="-n {count}"'
+    options = f"-n {count}" + (f" --rounds {args.rounds}" if args.rounds else "")
+    command = "python -m tests.bench --smoke" if args.smoke else f'make bench BENCH_ARGS="{options}"'
     text = page(Results(made, one_by_one, healed, moved, command))
     if args.smoke:
         print(f"\n{text}")
@@ -41,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the operator on real hosts.")
     parser.add_argument("--smoke", action="store_true", help="a small run that shows that measuring works")
     parser.add_argument("-n", type=int, default=50, help="how many VMs are created at once (default: 50)")
-    parser.add_argument("--rounds", type=int, help="how often they are created, or guests moved, each way")
+    parser.add_argument("--rounds", type=int, help="how often each thing is done each way")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--only-creation", action="store_true", help="print that part and write no page")
     only.add_argument("--only-migration", action="store_true", help="print that part and write no page")

@@ -26,13 +26,13 @@ tls_no_sanity_certificate = 1
 host_uuid = "{uuid}"
 """
 
-# What every host's QEMU has: the address and the certificates of migrations. A source notices after five seconds that
+# What every host's QEMU has: the address and the certificates of migrations. A source notices after eight seconds that
 # the target's libvirt is silent, not after thirty.
 MIGRATION_CONF = """
 migration_host = "{address}"
 migrate_tls_x509_cert_dir = "/etc/libvirt/pki/qemu"
 keepalive_interval = 1
-keepalive_count = 4
+keepalive_count = 7
 """
 
 # Debian's own qemu.conf stays as it is: QEMU as libvirt-qemu, dynamic ownership, a mount namespace per QEMU, its

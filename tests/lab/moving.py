@@ -86,7 +86,7 @@ class Move:
         """The domain on source and target: the job is asked first, as the informer does."""
         return await look(self.source.connection, self.one.uuid), await look(self.target.connection, self.one.uuid)
 
-    async def until(self, *wanted: tuple[Seen, Seen], seconds: float = 12) -> tuple[Seen, Seen]:
+    async def until(self, *wanted: tuple[Seen, Seen], seconds: float = 20) -> tuple[Seen, Seen]:
         """Wait until source and target are seen as one of these, twice in a row."""
         begun, before = time.monotonic(), None
         trail = []

@@ -57,6 +57,10 @@ class Outcome:
     wrong: str = ""
 
 
+def _settings() -> str:
+    return ", ".join(f"`{name}` {value}" for name, value in SETTINGS.items())
+
+
 class Bed:
     """A control plane, a lab of two hosts, and a proxy between them and the operator."""
 
@@ -244,7 +248,7 @@ def page(found: list[Effect], results: dict[tuple[Effect, str], Outcome]) -> str
         "every effect of a VM's life (declared until Running, deleted until gone) crossed with every fault. In each",
         "cell the seconds until Running and from deletion until gone; tests/lab/matrix.py says what is checked.",
         "",
-        f"{len(results)} points, {wrong} wrong. Limits of the operator were shortened: {SETTINGS}.",
+        f"{len(results)} points, {wrong} wrong. Limits of the operator were shortened: {_settings()}.",
         "",
         "| effect | " + " | ".join(FAULTS) + " |",
         "| --- |" + " --- |" * len(FAULTS),

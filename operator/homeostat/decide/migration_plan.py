@@ -115,6 +115,9 @@ def _find(migration: VirtualMachineMigration, vm: VirtualMachine, fleet: Fleet) 
     where = locate(vm, fleet.view)
     if vm.metadata.deletion_timestamp is not None:
         return _end("VMNotRunning", "it is being deleted")
+    moving = _of_the_same_vm(migration, [each for each in fleet.migrations if not ended(each)])
+    if moving is not None and moving.status.intent is not None:  # where it is to go from is known after that
+        return Plan(Say("Queued", f"VirtualMachineMigration {moving.metadata.name} moves the same VM"))
     if len(where.active) > 1:
         return _end("NotMigratable", "it runs on " + " and on ".join(place.host.name for place in where.active))
     if not where.active:

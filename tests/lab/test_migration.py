@@ -256,13 +256,13 @@ def test_two_migrations_of_one_vm_take_turns(rig: Rig) -> None:
     uuid = placed(rig, "web")
     move(rig, "first", "web", target={"host": "h2"}, policy=SLOW)
     copying(rig, "first")
-    move(rig, "second", "web", target={"host": "h3"})
+    move(rig, "second", "web", target={"host": "h1"})
     rig.until(lambda: rig.reason("vmmig", "second") == "Queued", "the second to wait")
     assert "first" in rig.condition("vmmig", "second", "Queued")["message"]
     switch(rig, uuid)
     finished(rig, "first", "Migrated")
     finished(rig, "second", "Migrated")
-    only_on(rig, "web", rig.lab.hosts[2])
+    only_on(rig, "web", rig.lab.hosts[0])
 
 
 def test_without_a_lock_a_lost_answer_never_has_it_run_twice_when_the_switchover_is_confirmed(rig: Rig) -> None:

@@ -156,7 +156,7 @@ def test_what_was_moved_finds_kernel_disk_and_console_at_a_cold_start(rig: Rig, 
         rig.patch("vm", "web", {"spec": {"runStrategy": "Always"}})
     up(rig, h2, "web")
     only_on(rig, "web", h2)
-    assert "DISK vda size=16384 serial=data" in h2.console(uuid)
+    assert "default_web_data_" in h2.virsh("dumpxml", uuid)
     assert rig.processes(uuid) == 3
 
 

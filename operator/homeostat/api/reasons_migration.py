@@ -153,6 +153,7 @@ MIGRATION: dict[str, Reason] = {
         "Job",
         "libvirt has another job with the domain, or did not say which one.",
         "It is decided when that is over.",
+        "virsh domjobinfo on the host shows the job, virsh domjobabort ends it.",
     ),
     "Undecided": _going(
         "Unknown",

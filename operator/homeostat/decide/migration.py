@@ -157,6 +157,14 @@ def first_seen(migration: VirtualMachineMigration, source: Side, target: Side, n
     return seen.since
 
 
+def asked_lately(mark: datetime | None, now: datetime) -> bool:
+    """Whether a step was asked for so lately that it may not be seen yet.
+
+    A mark is written before its step is taken, so it proves nothing: a step that is not seen is taken again.
+    """
+    return mark is not None and (now - mark).total_seconds() < ASK_AGAIN_SECONDS
+
+
 def in_flight(migrations: Iterable[VirtualMachineMigration], vm: VirtualMachine) -> VirtualMachineMigration | None:
     """The migration that alone may touch the VM's domain now, on either host; None when there is none.
 

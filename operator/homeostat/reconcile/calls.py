@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,6 +13,8 @@ from homeostat.decide.migration import CallEnded
 from homeostat.hosts.driver import HostError
 from homeostat.hosts.migration import MigrationRefused, PostCopyRefused
 from homeostat.runtime.controller import Key
+
+log = logging.getLogger(__name__)
 
 
 class Calls:
@@ -49,12 +52,18 @@ class Calls:
             task.cancel()
 
     async def _run(self, key: Key, call: Coroutine[Any, Any, None]) -> None:
-        try:
-            await call
-            ended = CallEnded("")
-        except HostError as error:
-            refused, post_copy = isinstance(error, MigrationRefused), isinstance(error, PostCopyRefused)
-            ended = CallEnded(error.message, refused=refused, no_post_copy=post_copy)
+        self._ended[key] = await _outcome(call)
         self._tasks.pop(key, None)
-        self._ended[key] = ended
         self._done(key)
+
+
+async def _outcome(call: Coroutine[Any, Any, None]) -> CallEnded:
+    try:
+        await call
+    except HostError as error:
+        refused, post_copy = isinstance(error, MigrationRefused), isinstance(error, PostCopyRefused)
+        return CallEnded(error.message, refused=refused, no_post_copy=post_copy)
+    except Exception as error:  # a fault of ours must not leave a call that never ends
+        log.error("the call that migrates failed: %s: %s", type(error).__name__, error)
+        return CallEnded(f"{type(error).__name__}: {error}")
+    return CallEnded("")

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from homeostat.api import reasons
-from homeostat.api.hypervisor import EvacuationStatus, Hypervisor, HypervisorStatus
+from homeostat.api.hypervisor import Hypervisor, HypervisorStatus
 from homeostat.api.meta import FINALIZER, condition
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import Credentials
@@ -70,8 +70,10 @@ class HypervisorReconciler:
         if FINALIZER not in hypervisor.metadata.finalizers and hypervisor.metadata.deletion_timestamp is None:
             seen = await self._hold(seen)
         status = verdicts.status(hypervisor, answer, said, claims, self._cluster, self._now())
-        status = status.model_copy(update={"evacuation": await self._evacuate(hypervisor)})
-        return Result(await self._report(hypervisor, seen, status))
+        todo = self._evacuation(hypervisor)
+        after = await self._report(hypervisor, seen, status.model_copy(update={"evacuation": todo.status}))
+        await self._evacuate(todo)
+        return Result(after)
 
     async def _read(self, key: Key) -> Object | None:
         try:
@@ -145,24 +147,30 @@ class HypervisorReconciler:
             raise Retry(f"the finalizer could not be removed: {error}") from error
         return Result()
 
-    async def _evacuate(self, hypervisor: Hypervisor) -> EvacuationStatus | None:
-        """Make the migrations that spec.maintenance asks for, and cancel those it does not; how far that is."""
-        migrations = self._fleet.migrations
+    def _evacuation(self, hypervisor: Hypervisor) -> evacuation.Evacuation:
+        """The migrations that spec.maintenance asks for, those it does not any more, and how far that is."""
         here = [vm for vm in self._fleet.vms.values() if vm.status.host == hypervisor.metadata.name]
         able = {vm.metadata.uid: _migratable(vm) for vm in here}
-        todo = evacuation.evacuate(hypervisor, here, able, migrations.values(), self._now())
-        try:
-            for each in todo.make:
-                meta = {"namespace": each.namespace, "name": each.name, "labels": dict(each.labels)}
-                await self._client.create(
-                    VirtualMachineMigration, {"metadata": meta, "spec": {"vmRef": {"name": each.vm}}}
-                )
-            for key in todo.cancel:
-                if (seen := await self._client.get(VirtualMachineMigration, *key)) is not None:
+        return evacuation.evacuate(hypervisor, here, able, self._fleet.migrations.values(), self._now())
+
+    async def _evacuate(self, todo: evacuation.Evacuation) -> None:
+        """Make and cancel migrations; one that is refused, as in a namespace that is ending, keeps no other from it."""
+        refused: list[str] = []
+        for each in todo.make:
+            meta = {"namespace": each.namespace, "name": each.name, "labels": dict(each.labels)}
+            body = {"metadata": meta, "spec": {"vmRef": {"name": each.vm}}}
+            try:
+                await self._client.create(VirtualMachineMigration, body)
+            except (ApiError, ApiUnreachable) as error:
+                refused.append(f"migration of {each.namespace}/{each.vm}: {error}")
+        for namespace, name in todo.cancel:
+            try:
+                if (seen := await self._client.get(VirtualMachineMigration, namespace, name)) is not None:
                     await self._client.delete(VirtualMachineMigration, seen)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"a migration could not be made or cancelled: {error}") from error
-        return todo.status
+            except (ApiError, ApiUnreachable) as error:
+                refused.append(f"migration {namespace}/{name}: {error}")
+        if refused:
+            raise Retry("not made or not cancelled: " + "; ".join(refused[:3]))
 
     async def _report(self, hypervisor: Hypervisor, seen: Object, status: HypervisorStatus) -> float | None:
         """Write the status if it changed: a transition at once, figures at most every ten seconds."""

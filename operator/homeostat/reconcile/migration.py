@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -27,7 +27,7 @@ from homeostat.api.observed import Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_report as report
-from homeostat.decide.migration import MigrationDecision, MigrationView, decide, ended, first_seen
+from homeostat.decide.migration import MigrationDecision, MigrationView, asked_lately, decide, ended, first_seen
 from homeostat.decide.migration_plan import Fleet as PlanFleet
 from homeostat.decide.migration_plan import Plan, request
 from homeostat.decide.migration_plan import plan as decide_plan
@@ -50,6 +50,8 @@ from homeostat.runtime.controller import Key, Result, Retry
 log = logging.getLogger(__name__)
 STATUS_MANAGER = "homeostat-migration"
 MAX_LOOKS = 3
+OLD_SECONDS = 10.0
+"""Nothing is done on what was seen longer ago than this."""
 LONG = (act.Migrate, act.ResumePostCopy)
 """Actions whose call lasts as long as the migration."""
 Object = dict[str, Any]
@@ -65,6 +67,8 @@ class Pass:
     intent: IntentStatus
     view: MigrationView
     progress: Progress | None
+    looked: float
+    """When the hosts had answered, by the loop's clock."""
 
 
 class MigrationReconciler:
@@ -138,47 +142,52 @@ class MigrationReconciler:
         """Choose the target and write down what is about to be done; libvirt is asked in a later pass."""
         if migration.metadata.deletion_timestamp is not None:
             return await self._let_go(_key(migration), seen)
-        async with self._planning:  # two plans at once would both take the last place
-            plan = await self._planned(migration, vm)
-            plan = await self._prepare(plan, seen)
-            status = report.planned(migration, plan, self._now())
-            if plan.action is None and status.wire() != migration.status.wire():
-                seen = await self._write(migration, seen, status)
+        view = await self._surveyed(migration, vm)
+        async with self._planning:  # two plans at once would both take the last place; no host is asked meanwhile
+            plan = decide_plan(migration, vm, self._known(view))
+            if plan.action is None:
+                status = report.planned(migration, plan, self._now())
+                seen = await self._write(migration, seen, status) if status.wire() != migration.status.wire() else seen
+        if plan.action is not None:
+            return await self._prepare(migration, seen, plan.action)
         if ended(VirtualMachineMigration.model_validate(seen)):
             return await self._let_go(_key(migration), seen)
         return Result(plan.requeue_after)
 
-    async def _planned(self, migration: VirtualMachineMigration, vm: VirtualMachine | None) -> Plan:
-        key = (migration.metadata.namespace, migration.spec.vm_ref.name)
-        view = observe.from_caches(self._fleet, key, vm, self._cluster) if vm else VMView(self._cluster, {})
+    async def _surveyed(self, migration: VirtualMachineMigration, vm: VirtualMachine | None) -> VMView:
+        """What the caches say, and what the hosts that a plan asks for say now."""
+        if vm is None:
+            return VMView(self._cluster, {})
+        view = observe.from_caches(self._fleet, (vm.metadata.namespace, vm.metadata.name), vm, self._cluster)
         for _ in range(MAX_LOOKS):
-            everything = tuple(self._fleet.migrations.values())
-            known = PlanFleet(view, everything, self._settings.migrations, self._now())
-            plan = decide_plan(migration, vm, known)
-            if plan.look is None or vm is None:
-                return plan
+            plan = decide_plan(migration, vm, self._known(view))
+            if plan.look is None:
+                break
             view = await observe.look_at_pools(self._fleet, vm, view, plan.look)
-        return replace(plan, look=None)
+        return view
 
-    async def _prepare(self, plan: Plan, seen: Object) -> Plan:
+    def _known(self, view: VMView) -> PlanFleet:
+        return PlanFleet(view, tuple(self._fleet.migrations.values()), self._settings.migrations, self._now())
+
+    async def _prepare(
+        self, migration: VirtualMachineMigration, seen: Object, action: act.AddFinalizer | act.CreateVolume
+    ) -> Result:
         """Hold the object, or leave a mark in a pool: the next pass sees what came of it. A refused mark ends it."""
-        match plan.action:
-            case act.AddFinalizer():
-                await self._finalizers(self._client.add_finalizer, seen)
-            case act.CreateVolume(host=host) as mark:
-                informer = self._fleet.informers.get(host)
-                if informer is None or informer.connection is None:
-                    raise Retry(f"Hypervisor {host} is not connected")
-                try:
-                    await perform(mark, informer.connection, informer.answer.facts)
-                except HostUnreachable as error:
-                    raise Retry(f"pool {mark.pool} of {host} could not be marked: {error.message}") from error
-                except HostError as error:
-                    if error.code == STORAGE_VOL_EXIST:
-                        return plan
-                    why = f"StorageNotProved: pool {mark.pool} of {host} could not be marked: {error.message}"
-                    return Plan(Say("NotMigratable", why), requeue_after=None)
-        return plan
+        if isinstance(action, act.AddFinalizer):
+            await self._finalizers(self._client.add_finalizer, seen)
+            return Result(0.0)
+        informer = self._fleet.informers.get(action.host)
+        if informer is None or informer.connection is None:
+            raise Retry(f"Hypervisor {action.host} is not connected")
+        try:
+            await perform(action, informer.connection, informer.answer.facts)
+        except HostError as error:
+            why = f"pool {action.pool} of {action.host} could not be marked: {error.message}"
+            if isinstance(error, HostUnreachable) or error.code == STORAGE_VOL_EXIST:
+                raise Retry(why) from error
+            plan = Plan(Say("NotMigratable", f"StorageNotProved: {why}"))
+            await self._write(migration, seen, report.planned(migration, plan, self._now()))
+        return Result(0.0)
 
     # Looking
 
@@ -211,7 +220,7 @@ class MigrationReconciler:
             vm_stops=stopping(vm),
             advice=advise(policy, progress) if progress else WAIT,
         )
-        return Pass(key, seen, migration, intent, view, progress)
+        return Pass(key, seen, migration, intent, view, progress, asyncio.get_running_loop().time())
 
     def _request(
         self, migration: VirtualMachineMigration, intent: IntentStatus, policy: EffectivePolicy
@@ -251,8 +260,8 @@ class MigrationReconciler:
             downtime_limit_ms=job.max_downtime,
             stalled=now - since,
             post_copy=intent.post_copy == "Enabled",
-            suspended=marks.force_completed is not None,
-            switched=marks.post_copy is not None,
+            suspended=asked_lately(marks.force_completed, self._now()),
+            switched=asked_lately(marks.post_copy, self._now()),
             transferred=job.processed,
         )
 
@@ -264,6 +273,8 @@ class MigrationReconciler:
         if urgent:
             await self._perform(current, decision.action)
         seen = await self._report(current, decision)
+        if decision.action is not None and asyncio.get_running_loop().time() - current.looked > OLD_SECONDS:
+            return Result(0.0)  # the write took long: what was seen may not be so any more
         if not urgent:
             await self._perform(current, decision.action)
         if decision.finished:

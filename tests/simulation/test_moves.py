@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live migrations by the real controllers in a simulated world: a step is asked for until it is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from homeostat.api.migration import VirtualMachineMigration
+from homeostat.decide.migration import CallEnded
+from homeostat.reconcile.calls import Calls
+from tests.simulation.effects import Effect
+from tests.simulation.harness import in_world
+from tests.simulation.qemu import Guest
+from tests.simulation.test_disasters import running
+from tests.simulation.world import World
+
+pytestmark = pytest.mark.simulation
+
+
+def move(world: World, **spec: Any) -> None:
+    world.apply("vmmig", "go", {"vmRef": {"name": "web"}} | spec, namespace="default")
+
+
+def reason_at_end(world: World) -> str:
+    found = world.get("vmmig", "go")
+    status = VirtualMachineMigration.model_validate(found).status if found else None
+    done = any(each.type == "Finished" and each.status == "True" for each in (status.conditions if status else ()))
+    return (status.reason or "") if status and done else ""
+
+
+@pytest.mark.parametrize("fault", ["", "drop-request", "kill-before", "kill-after", "drop-reply"])
+@in_world()
+async def test_post_copy_is_begun_though_its_request_is_lost_or_the_operator_dies_before_it(
+    world: World, fault: str
+) -> None:
+    for host in world.hosts.values():
+        host.default_guest = Guest(dirty_mib_s=4000)
+    home = await running(world)
+    struck = world.fault(Effect("default_web", f"{home} start_post_copy", 1), fault) if fault else None
+    move(world, policy={"mode": "PostCopy", "bandwidth": "8Mi"})
+    if struck is not None:
+        await world.run_until(lambda: struck.reached, 120)
+        if fault.startswith("kill"):
+            await world.settle(2)
+            world.start()
+    await world.run_until(lambda: reason_at_end(world), 400)
+    assert reason_at_end(world) == "Migrated"
+    assert world.host_of("web").name != home
+    await world.rest()
+
+
+def test_a_call_that_fails_in_a_way_nobody_foresaw_has_ended() -> None:
+    async def broken() -> None:
+        raise ValueError("storage copy None of disks ('a',)")
+
+    async def scenario() -> tuple[list[tuple[str, str]], bool, CallEnded | None]:
+        done: list[tuple[str, str]] = []
+        calls, key = Calls(done.append), ("shop", "go")
+        calls.begin(key, broken())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return done, calls.calling(key), calls.ended(key)
+
+    done, calling, ended = asyncio.run(scenario())
+    assert (done, calling) == ([("shop", "go")], False)
+    assert ended is not None and re.search("storage copy", ended.message) and not ended.refused

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +26,7 @@ from homeostat.decide.migration_policy import (
     downtime_limit_ms,
     effective,
     prepares_post_copy,
+    progress_due,
 )
 
 
@@ -170,6 +173,53 @@ def test_the_limit_is_set_only_when_it_is_another() -> None:
     wanted = downtime_limit_ms(policy(), progress())
     assert advise(policy(), progress(downtime_limit_ms=wanted)).step == "Wait"
     assert advise(policy(), progress(downtime_limit_ms=wanted + 1)) == Advice("SetMaxDowntime", milliseconds=wanted)
+
+
+# How often progress is written
+
+
+def writes(seconds: float, looks: list[float], least: float) -> list[float]:
+    """When progress is written of a copy that takes so long and is looked at after these pauses, again and again."""
+    at, written = 0.0, None
+    found: list[float] = []
+    for number in range(10**6):
+        if at > seconds:
+            return found
+        if progress_due(written, at, least):
+            written = at
+            found.append(at)
+        at += looks[number % len(looks)]
+    raise AssertionError("too many looks")
+
+
+@given(st.floats(0, 86400), st.lists(st.floats(1, 30), min_size=1, max_size=5), st.sampled_from([1.0, 5.0]))
+def test_how_often_progress_is_written_is_capped(seconds: float, looks: list[float], least: float) -> None:
+    found = writes(seconds, looks, least)
+    beyond = max(math.log(max(seconds, 1) / (10 * least)) / math.log(10 / 9), 0)
+    assert 1 <= len(found) <= 11 + beyond
+    assert all(after - before >= least for before, after in itertools.pairwise(found))
+    for shown, after in zip(found, [*found[1:], seconds], strict=True):  # and what is shown is never old
+        assert after - shown <= max(least, after / 10) + max(looks)
+
+
+def test_an_hour_costs_some_fifty_writes_and_a_day_some_eighty() -> None:
+    counts = [len(writes(seconds, [2.0], 5.0)) for seconds in (4, 60, 3600, 86400)]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert 8 <= counts[1] <= 13
+    assert 40 <= counts[2] <= 51
+    assert 65 <= counts[3] <= 82
+
+
+def test_the_progress_of_a_new_job_is_written_at_once() -> None:
+    assert progress_due(3000.0, 1.0, 5.0)
+    assert not progress_due(3000.0, 3001.0, 5.0)
+
+
+def test_what_is_said_while_it_is_forced_does_not_change_with_the_rates() -> None:
+    forced = progress(elapsed=650.0, downtime_limit_ms=MOST_DOWNTIME_MS)
+    said = {advise(policy(onTimeout="ForceComplete"), replace(forced, dirty_rate=rate * MIB)) for rate in (1, 200)}
+    assert {each.detail for each in said} == {"it took longer than 600 s; it switches over whatever the downtime"}
 
 
 # The policy that applies

@@ -235,6 +235,8 @@ def _step(case: Case, action: act.MigrationAction, mark: str) -> MigrationDecisi
 
 def _abort(case: Case, why: str, *, timed_out: str = "") -> MigrationDecision:
     asked = case.marks.aborted
+    if asked is not None and timed_out:  # the rates in its words change all the time
+        why = f"the {timed_out.lower()} time-out has passed"
     if asked is not None and (left := ASK_AGAIN_SECONDS - (case.view.now - asked).total_seconds()) > 0:
         return _say(case, "Aborting", why, requeue_after=min(left, LOOK_SECONDS))
     update = {"aborted": case.view.now, "timed_out": timed_out or case.marks.timed_out}

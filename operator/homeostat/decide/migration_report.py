@@ -19,7 +19,7 @@ from homeostat.api.migration import (
 from homeostat.api.observed import ACTIVE_STATES, Absent, Answer, Present, Unknown
 from homeostat.decide.migration import MigrationDecision, MigrationView
 from homeostat.decide.migration_plan import Plan
-from homeostat.decide.migration_policy import MIB, Progress
+from homeostat.decide.migration_policy import MIB, Progress, progress_due
 from homeostat.decide.migration_table import OutOfService, Seen, Side, kind
 from homeostat.decide.view import Say
 
@@ -111,6 +111,16 @@ def progress(progress: Progress) -> ProgressStatus:
     )
 
 
+def due(
+    old: VirtualMachineMigrationStatus, new: VirtualMachineMigrationStatus, progress: Progress | None, least: float
+) -> bool:
+    """Whether a status is to be written now: anything but figures at once, `progress` by and by (`progress_due`)."""
+    figures = {"progress", "cost"}
+    if progress is None or old.progress is None or new.wire(exclude=figures) != old.wire(exclude=figures):
+        return new.wire() != old.wire()
+    return progress_due(old.progress.elapsed_seconds, progress.elapsed, least)
+
+
 def cost_so_far(old: CostStatus | None, progress: Progress) -> CostStatus:
     """What an attempt has cost when a copy under way has come this far."""
     return (old or CostStatus()).model_copy(update={"transferred_mib": progress.transferred // MIB})
@@ -159,7 +169,7 @@ def _observation(side: Side, old: ObservationStatus | None, now: datetime) -> Ob
         names = {"absent": "Absent", "out": "OutOfService", "unknown": "Unknown"}
         kept = {} if isinstance(side, Absent) or old is None else {"state": old.state, "reason": old.reason}
         new = ObservationStatus.model_validate({"answer": names[kind(side)], "since": now, **kept})
-    same = old is not None and old.model_copy(update={"since": now}) == new
+    same = old is not None and old.model_copy(update={"since": new.since}) == new
     return old if same and old is not None else new
 
 

@@ -88,7 +88,6 @@ class MigrationReconciler:
         self._now, self._cluster = now, cluster
         self._calls, self._planning = Calls(wake), asyncio.Lock()
         self._lowest: dict[Key, tuple[int, float]] = {}  # the least that was left to copy, and since when
-        self._written: dict[Key, float] = {}  # when a status was last written
 
     async def reconcile(self, key: Key) -> Result:
         """Read, plan or go on: look at both hosts, decide, report, perform one action."""
@@ -134,7 +133,6 @@ class MigrationReconciler:
     def _forget(self, key: Key) -> None:
         self._calls.forget(key)
         self._lowest.pop(key, None)
-        self._written.pop(key, None)
 
     # Planning
 
@@ -303,8 +301,8 @@ class MigrationReconciler:
     # Reporting
 
     async def _report(self, current: Pass, decision: MigrationDecision) -> Object:
-        """Write the status: a change of the decision at once, mere progress every few seconds."""
-        old, now = current.migration.status, asyncio.get_running_loop().time()
+        """Write the status: a change of the decision at once, mere progress ever more seldom."""
+        old = current.migration.status
         status = report.status(current.migration, current.view, decision)
         if current.progress is not None:
             cost = report.cost_so_far(old.cost, current.progress)
@@ -312,13 +310,8 @@ class MigrationReconciler:
         if decision.say.reason == "Migrated" and (told := await self._cost(current.intent)) is not None:
             cost = report.cost_at_end(status.cost, told.transferred, told.downtime)
             status = status.model_copy(update={"cost": cost})
-        if status.wire() == old.wire():
+        if not report.due(old, status, current.progress, self._settings.migration_write_seconds):
             return current.seen
-        left = self._written.get(current.key, -1e9) + self._settings.migration_write_seconds - now
-        figures = {"progress", "cost"}
-        if left > 0 and status.wire(exclude=figures) == old.wire(exclude=figures):
-            return current.seen
-        self._written[current.key] = now
         return await self._write(current.migration, current.seen, status)
 
     async def _cost(self, intent: IntentStatus) -> Cost | None:

@@ -34,7 +34,8 @@ class Settings:
     migration_resume_seconds: float = 30.0
     """The least time between two attempts to go on with a migration that broke in post-copy."""
     migration_write_seconds: float = 5.0
-    """The least time between two writes of one migration's status that only change its progress."""
+    """The least time between two writes of one migration's status that only change its progress; it grows with the time
+    that the copy has taken (decide.migration_policy.progress_due)."""
     secret_resync_seconds: float = 60.0
     """How long a changed credentials Secret may go unnoticed."""
     lease_seconds: int = 15

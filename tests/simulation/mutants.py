@@ -17,7 +17,7 @@ from unittest.mock import patch
 from homeostat.api import actions as act
 from homeostat.api.meta import FINALIZER, set_condition
 from homeostat.api.observed import Absent, Present, Unknown
-from homeostat.decide import report, runstrategy, view, wanted
+from homeostat.decide import report, runstrategy, view, vm_running, wanted
 from homeostat.decide import vm as decide_vm
 from homeostat.hosts import perform
 from homeostat.hosts.driver import Connection, HostError
@@ -120,7 +120,7 @@ def looks_are_spared() -> Patches:
 def candidates_are_skipped() -> Patches:
     """Nothing is written down of where the VM may be."""
     yes = lambda *_: True  # noqa: E731
-    return [patch.object(decide_vm, "_listed", yes), patch.object(decide_vm, "_only", yes)]
+    return [patch.object(decide_vm, "listed", yes), patch.object(decide_vm, "only", yes)]
 
 
 def candidates_are_left_out_of_an_apply() -> Patches:
@@ -164,7 +164,7 @@ def the_finalizer_goes_early() -> Patches:
     original = decide_vm.decide
 
     def broken(vm: Any, seen: view.VMView, now: Any) -> view.Decision:
-        if decide_vm.deleting(vm) and FINALIZER in vm.metadata.finalizers:
+        if vm.metadata.deleting and FINALIZER in vm.metadata.finalizers:
             return view.Decision(view.Say("Deleting"), act.RemoveFinalizer())
         return original(vm, seen, now)
 
@@ -194,14 +194,14 @@ def a_volume_is_made_without_a_look() -> Patches:
 
 def a_guest_is_asked_to_stop_but_once() -> Patches:
     """A request that a booting guest lost is not repeated, and nothing ends it."""
-    original = decide_vm._stop
+    original = vm_running.stop
 
     def broken(case: Any, place: Any, say: Any, since: Any) -> view.Decision:
         decision = original(case, place, say, since)
         again = isinstance(decision.action, act.Destroy) or case.view.asked_seconds_ago is not None
         return view.Decision(say) if again else decision
 
-    return [patch.object(decide_vm, "_stop", broken)]
+    return [patch.object(vm_running, "stop", broken)]
 
 
 def off_is_off() -> Patches:

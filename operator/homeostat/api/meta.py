@@ -154,6 +154,11 @@ class ObjectMeta(Model):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
 
+    @property
+    def deleting(self) -> bool:
+        """Whether the object is being deleted."""
+        return self.deletion_timestamp is not None
+
 
 class Condition(Model):
     """One aspect of the object's state, as of the generation that was decided on."""

@@ -35,6 +35,11 @@ def starts(strategy: str, way_off: str, *, served: bool, power_state: str = "Run
     return (way_off if way_off in WAYS_OFF else "Unknown") in RESTARTS[strategy]
 
 
+def stays(vm: VirtualMachine) -> bool:
+    """Whether a process that is there may stay."""
+    return vm.spec.run_strategy != "Halted" and vm.spec.power.state != "Stopped"
+
+
 def way_off(domain: Domain) -> str:
     """How the domain's last process ended: what we recorded when we saw it, else libvirt's reason."""
     return (domain.owner.off if domain.owner and domain.owner.off else None) or domain.reason

@@ -132,7 +132,7 @@ def host_of(view: VMView, name: str, host_uuid: str) -> HostView | None:
 
 
 def _abandoned(vm: VirtualMachine, hypervisor: str) -> bool:
-    return vm.metadata.deletion_timestamp is not None and hypervisor in vm.spec.abandon_hosts
+    return vm.metadata.deleting and hypervisor in vm.spec.abandon_hosts
 
 
 def blindness(where: Whereabouts) -> Say:

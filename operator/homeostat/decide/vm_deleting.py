@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM that is being deleted: its process, its definition and its volumes go first, the object last."""
+
+from __future__ import annotations
+
+from homeostat.api import actions as act
+from homeostat.api.meta import FINALIZER
+from homeostat.decide import runstrategy
+from homeostat.decide.view import Decision, Look, Say
+from homeostat.decide.vm_case import Case, candidates, do, listed, record
+from homeostat.decide.vm_off import probe
+from homeostat.decide.vm_running import stop
+from homeostat.decide.vm_storage import remove_volumes
+from homeostat.decide.whereabouts import Place, blindness, may_be_anywhere
+
+
+def delete(case: Case) -> Decision:
+    """Stop, undefine, remove what may be removed.
+
+    And let the object go only when every host where it may be says it is gone.
+    """
+    vm, where = case.vm, case.where
+    if FINALIZER not in vm.metadata.finalizers:
+        return Decision(Say("Deleting"))
+    if vm.spec.deletion_policy == "Release":
+        return Decision(Say("Deleting"), act.RemoveFinalizer())
+    for place in where.ours:
+        # Recorded before anything is removed: it says where the volumes are to be looked for afterwards.
+        return _remove(case, place) if listed(vm, place.host) else record(case, [each.host for each in where.ours])
+    if where.blind:
+        return Decision(Say("DeletingWaits", blindness(where).detail))
+    return remove_volumes(case) or _seen_gone(case) or Decision(Say("Deleting"), act.RemoveFinalizer())
+
+
+def _remove(case: Case, place: Place) -> Decision:
+    domain, host, say = place.domain, place.host, Say("Deleting")
+    if domain.active and domain.live_owner is not None and domain.live_owner.probe:
+        return do(case, act.Destroy(host.name, domain.uuid), say, host)
+    if domain.active:
+        return stop(case, place, Say("DeletingStops"), case.vm.metadata.deletion_timestamp or case.now)
+    if runstrategy.maybe_running(case.vm, domain, host.name):
+        return probe(case, place)
+    if domain.managed_save:
+        return do(case, act.DiscardManagedSave(host.name, domain.uuid), say, host)
+    return do(case, act.Undefine(host.name, domain.uuid), say, host)
+
+
+def _seen_gone(case: Case) -> Decision | None:
+    """A look at every host concerned, if what is known was not asked for after the object was read."""
+    hosts = candidates(case) | (set(case.view.hosts) if may_be_anywhere(case.vm) else set())
+    return Decision(Say("Deleting"), look=Look(tuple(sorted(hosts)))) if hosts and not case.view.fresh else None

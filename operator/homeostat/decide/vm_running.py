@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM that has a process: whether it stays, what its CPUs do, how it is stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from homeostat.api import actions as act
+from homeostat.api.observed import Domain, Owner
+from homeostat.decide import runstrategy
+from homeostat.decide.view import Decision, Say
+from homeostat.decide.vm_case import Case, do
+from homeostat.decide.vm_definition import define, kept
+from homeostat.decide.vm_retry import SHORT_RUN_SECONDS
+from homeostat.decide.whereabouts import Place
+
+ASK_AGAIN_SECONDS = 10
+
+
+def running(case: Case, place: Place) -> Decision:
+    """The next step for the process that is there."""
+    vm, domain, host = case.vm, place.domain, place.host
+    if domain.live_owner is not None and domain.live_owner.probe:
+        say = Say("RecordLost", "a start in order to look was not refused")
+        return do(case, act.Destroy(host.name, domain.uuid), say, host)
+    if not runstrategy.stays(vm):
+        return stop(case, place, Say("Stopping"), _since(case, "Stopping"))
+    # A store that was set back forgot what the process was started for: it asks for nothing by that.
+    asked = domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request
+    if asked and not case.where.behind:
+        say = Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}")
+        return stop(case, place, say, _since(case, "Restarting"))
+    if not domain.persistent:
+        return define(case, host, domain, Say("Running"))
+    return _cpus(case, place)
+
+
+def _since(case: Case, reason: str) -> datetime:
+    """Since when status has given this reason; now if it does not yet."""
+    status = case.vm.status
+    return status.since if status.reason == reason and status.since is not None else case.now
+
+
+def _cpus(case: Case, place: Place) -> Decision:
+    """Bring the guest's CPUs to spec.execution; resume only what our own metadata says we paused."""
+    domain, host = place.domain, place.host
+    live = domain.live_owner or kept(case, domain)
+    if case.vm.spec.execution == "Paused":
+        return _pause(case, place, live)
+    if domain.state == "Paused" and domain.reason == "User" and live.paused:
+        return do(case, act.Resume(host.name, domain.uuid), Say("Resuming"), host)
+    if domain.state == "Paused":
+        return _paused_by_others(domain)
+    if live.paused:
+        return do(case, act.Mark(host.name, domain.uuid, replace(live, paused=False), live=True), Say("Running"), host)
+    return _steady(case, Say("Running"))
+
+
+def _pause(case: Case, place: Place, live: Owner) -> Decision:
+    """First say that it was us, then do it: only so can it be resumed."""
+    domain, host = place.domain, place.host
+    if domain.state == "Paused":
+        return _steady(case, Say("Paused"))
+    if not live.paused:
+        return do(case, act.Mark(host.name, domain.uuid, replace(live, paused=True), live=True), Say("Pausing"), host)
+    return do(case, act.Suspend(host.name, domain.uuid), Say("Pausing"), host)
+
+
+def _paused_by_others(domain: Domain) -> Decision:
+    detail = f"libvirt says Paused/{domain.reason}"
+    if domain.reason in ("StartingUp", "Migration", "Postcopy", "Snapshot", "Saving", "Dump"):
+        return Decision(Say("Starting", detail), requeue_after=5)
+    return Decision(Say("PausedOnIOError" if domain.reason == "IOError" else "PausedByOthers", detail))
+
+
+def _steady(case: Case, say: Say) -> Decision:
+    """Nothing to do. Failures counted before are forgotten once it has run for a while."""
+    failures, since = case.vm.status.start_failures, case.vm.status.since
+    if failures is None or case.vm.status.state not in ("Running", "Paused") or since is None:
+        return Decision(say)
+    left = SHORT_RUN_SECONDS - (case.now - since).total_seconds()
+    return Decision(say, settled=left <= 0, requeue_after=None if left <= 0 else left + 1)
+
+
+def stop(case: Case, place: Place, say: Say, since: datetime) -> Decision:
+    """Say so, ask, ask again while the guest boots, then end the process.
+
+    A paused guest cannot hear: only the grace period is left.
+    """
+    domain, host, asking = place.domain, place.host, (case.now - since).total_seconds()
+    grace = case.vm.spec.termination_grace_period_seconds
+    left = grace + 1 - asking if grace else 0  # times on record are whole seconds, so `since` may be one early
+    if left <= 0:
+        return do(case, act.Destroy(host.name, domain.uuid), say, host)
+    if case.vm.status.reason != say.reason:
+        return Decision(say, requeue_after=0.0)  # the grace period is on record before the guest hears of it
+    if domain.state == "Paused":
+        return Decision(say, requeue_after=left + 0.05)
+    asked = case.view.asked_seconds_ago
+    if asked is not None and asked > asking:
+        asked = None  # that was an earlier process
+    if asked is not None and asked < ASK_AGAIN_SECONDS:
+        return Decision(say, requeue_after=min(left, ASK_AGAIN_SECONDS - asked) + 0.05)
+    # An agent that was asked and did nothing is not asked twice: it answers nothing before the guest is off.
+    shutdown = act.Shutdown(host.name, domain.uuid, agent=bool(domain.agent_connected) and asked is None)
+    return replace(do(case, shutdown, say, host), requeue_after=min(left, ASK_AGAIN_SECONDS) + 0.05)

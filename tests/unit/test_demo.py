@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def wait(clock: Clock, until: float, pid: int | None = 1) -> None:
     plane: Any = SimpleNamespace(kubectl=kubectl)
     operator: Any = SimpleNamespace(process=SimpleNamespace(pid=pid, last_words=lambda: "it could not go on"))
-    demo._await(plane, operator, "the VM to run", lambda: clock.now >= until)
+    demo._await(plane, operator, "the VM to run", lambda: 7 if clock.now >= until else None)
 
 
 def test_a_wait_says_every_few_seconds_how_long_it_has_been_and_where_the_vm_stands(

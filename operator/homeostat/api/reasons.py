@@ -6,10 +6,12 @@ from __future__ import annotations
 from homeostat.api.reason import Reason
 from homeostat.api.reasons_hypervisor import HYPERVISOR
 from homeostat.api.reasons_migration import MIGRATABLE, MIGRATION
-from homeostat.api.reasons_vm import VM
+from homeostat.api.reasons_vm import VM_GOING_ON
+from homeostat.api.reasons_vm_waiting import VM_WAITING
 
 __all__ = ["HYPERVISOR", "MIGRATABLE", "MIGRATION", "OTHER", "VM", "Reason"]
 
+VM = VM_GOING_ON | VM_WAITING
 OTHER = {
     "NotStalled": "Nothing waits for a change of the spec.",
     "AsDeclared": "What was seen is what the spec says.",

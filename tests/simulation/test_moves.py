@@ -53,6 +53,37 @@ async def test_post_copy_is_begun_though_its_request_is_lost_or_the_operator_die
     await world.rest()
 
 
+@pytest.mark.parametrize("writer", ["vm", "candidates"])
+@in_world()
+async def test_nothing_comes_to_the_target_before_the_vm_names_the_migration_and_the_target(
+    world: World, writer: str
+) -> None:
+    home = await running(world)
+    (target,) = (host for host in world.hosts.values() if host.name != home)
+
+    def recorded() -> bool:
+        status = world.status("web")
+        known = target.name in [candidate["hypervisor"] for candidate in status["candidates"]]
+        return known and status.get("migration", {}).get("name") == "go"
+
+    def check(effect: Effect) -> None:
+        if world.uuid("web") in target.records and not recorded():
+            world.effects.violated(f"the VM came to {target.name} before its status said so: {world.status('web')}")
+
+    world.effects.on_executed.append(check)
+    lost = [
+        world.fault((f"PATCH status vm by homeostat-{writer}", number), "drop-request", on="default/web")
+        for number in range(1, 7)
+    ]
+    move(world)
+    await world.run_until(lambda: all(fault.reached for fault in lost), 400)
+    await world.run_until(lambda: world.uuid("web") in target.records and recorded(), 400)
+    world.effects.on_executed.remove(check)
+    await world.run_until(lambda: reason_at_end(world), 400)
+    assert reason_at_end(world) == "Migrated"
+    await world.rest()
+
+
 def test_a_call_that_fails_in_a_way_nobody_foresaw_has_ended() -> None:
     async def broken() -> None:
         raise ValueError("storage copy None of disks ('a',)")

@@ -84,8 +84,9 @@ MIGRATION: dict[str, Reason] = {
         "PostCopy",
         "Network",
         "The connection between the hosts broke in post-copy: each has a part of the VM's memory. Both are kept.",
-        "libvirt is asked every 30 s to go on.",
-        "Repair the network between the hosts.",
+        "libvirt is asked every 30 s to go on, which takes it up to two minutes where the network swallows packets;"
+        " QEMU may go on although libvirt says that this failed.",
+        "Repair the network between the hosts, for the ports of migrations too.",
     ),
     "RollingBack": _going(
         "Stopping",
@@ -153,7 +154,9 @@ MIGRATION: dict[str, Reason] = {
         "Job",
         "libvirt has another job with the domain, or did not say which one.",
         "It is decided when that is over.",
-        "virsh domjobinfo on the host shows the job, virsh domjobabort ends it.",
+        "virsh domjobinfo on the host shows the job, virsh domjobabort ends it. A libvirt that does not tell waits for"
+        " the VM's QEMU, or for another host; one that has lost the end of a job keeps it until its libvirtd is"
+        " restarted, which ends no VM.",
     ),
     "Undecided": _going(
         "Unknown",

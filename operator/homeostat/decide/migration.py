@@ -26,6 +26,8 @@ from homeostat.api.observed import Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.migration_policy import WAIT, Advice
 from homeostat.decide.migration_table import (
+    HALVES,
+    UNTOLD,
     WITHOUT_PROCESS,
     Row,
     Seen,
@@ -42,7 +44,6 @@ ASK_AGAIN_SECONDS = 10.0
 AT_ONCE = ("11", "11b", "11c")
 """Rows that are Ambiguous at once: both hosts have run the VM."""
 TOO_LATE = ("SwitchingOver", "Confirming", "PostCopying", "PostCopyInterrupted")
-BROKEN_HALVES = ("postcopy", "postcopy-failed", "running-postcopy", "running-postcopy-failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,9 @@ class MigrationView:
     after the object was read. `calling`: the call that migrates has not returned yet in this process; `ended` what it
     said, `called` how many seconds ago it was made: a broken post-copy is resumed once that is `resume` seconds.
     `listed`: the target is among the VM's recorded candidates. `vm_stops` says why the VM is not to run any more, if
-    so. `advice` is what the policy makes of the progress; `request` what to call libvirt with.
+    so. `advice` is what the policy makes of the progress; `request` what to call libvirt with. `untold` is what a host
+    said that was asked for its job and did not tell it; `refused` the number of the row in which the last step was
+    refused, and libvirt's words.
     """
 
     source: Side
@@ -82,6 +85,8 @@ class MigrationView:
     listed: bool = True
     vm_stops: str = ""
     advice: Advice = WAIT
+    untold: str = ""
+    refused: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,7 @@ def decide(migration: VirtualMachineMigration, intent: IntentStatus, view: Migra
     confirmed, locks = intent.started_paused == "Enabled", intent.locks == "Effective"
     row = row_of(view.source, view.target, confirmed=confirmed, locks=locks)
     case = Case(migration, intent, view, row, evidence(intent.attempt, view.source, view.target))
-    decision = _EFFECTS[row.effect](case)
+    decision = _with_refusal(case, _EFFECTS[row.effect](case))
     return _look_first(case) if decision.action is not None and not view.fresh else decision
 
 
@@ -202,10 +207,27 @@ def _look_first(case: Case) -> MigrationDecision:
     return _say(case, case.row.reason, look=True, requeue_after=0.0)
 
 
+def _with_refusal(case: Case, decision: MigrationDecision) -> MigrationDecision:
+    """The decision, with libvirt's words when it refused the step of this row the last time."""
+    number, words = case.view.refused
+    if number != case.row.number or decision.finished:
+        return decision
+    detail = _joined(decision.say.detail, f"libvirt refused the last step: {words}")
+    return replace(decision, say=Say(decision.say.reason, detail))
+
+
+def _joined(*details: str) -> str:
+    return "; ".join(detail for detail in details if detail)
+
+
 def _wait(case: Case) -> MigrationDecision:
-    """Nothing can be done; who asked to stop is told so."""
+    """Nothing can be done; who asked to stop is told so, and what a host says that does not tell its job."""
+    return _say(case, case.row.reason, _joined(_too_late(case), case.view.untold))
+
+
+def _too_late(case: Case) -> str:
     late = case.stop and case.row.reason in TOO_LATE
-    return _say(case, case.row.reason, f"{case.stop}, and it can no longer be stopped" if late else "")
+    return f"{case.stop}, and it can no longer be stopped" if late else ""
 
 
 def _guide(case: Case) -> MigrationDecision:
@@ -338,12 +360,16 @@ def _resume_target_if_ours(case: Case) -> MigrationDecision:
 
 
 def _resume_post_copy(case: Case) -> MigrationDecision:
-    if kind(case.view.source) != "postcopy-failed" or case.view.calling:
-        return _say(case, "PostCopyInterrupted")
-    left = case.view.resume - case.view.called
+    """Ask libvirt to go on, again and again: that it says it failed proves nothing, QEMU may go on by itself then."""
+    view, said = case.view, case.migration.status.last_message
+    detail = _joined(_too_late(case), f"libvirt said: {said}" if said else "", view.untold)
+    waiting = _say(case, "PostCopyInterrupted", detail)
+    if kind(view.source) != "postcopy-failed" or view.calling or UNTOLD in (job(view.source), job(view.target)):
+        return waiting
+    left = view.resume - view.called
     if left > 0:  # a call that fails at once wakes this up again
-        return _say(case, "PostCopyInterrupted", requeue_after=min(left, LOOK_SECONDS))
-    return _say(case, "PostCopyInterrupted", action=act.ResumePostCopy(case.view.request))
+        return replace(waiting, requeue_after=min(left, LOOK_SECONDS))
+    return replace(waiting, action=act.ResumePostCopy(view.request))
 
 
 def _down(case: Case) -> MigrationDecision:
@@ -431,7 +457,7 @@ def _as_told(case: Case, keep: str) -> MigrationDecision:
         return _drop(case, dropped, there)
     if kind(kept) in ("held", "starting", "paused", "stuck"):
         return _told(case, act.Resume(here, intent.domain_uuid))
-    if kind(kept) in BROKEN_HALVES:
+    if kind(kept) in HALVES:
         return _told(case, act.DestroyStale(here, intent.domain_uuid))
     if isinstance(dropped, Unknown):
         return _say(case, "TargetUnknown" if keep == "KeepSource" else "SourceUnknown", f"spec.resolve is {keep}")

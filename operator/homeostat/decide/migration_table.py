@@ -66,6 +66,8 @@ _PAUSED = {
     "PostcopyFailed": "postcopy-failed",
 }
 WITHOUT_PROCESS = frozenset({"unknown", "out", "absent", "off", "off-migrated", "off-lost"})
+HALVES = frozenset({"postcopy", "postcopy-failed", "running-postcopy", "running-postcopy-failed"})
+UNTOLD = "untold"
 
 
 def kind(side: Side) -> str:
@@ -96,9 +98,15 @@ def kind(side: Side) -> str:
 
 
 def job(side: Side) -> str:
-    """The job on a side: "-", Out, In, or ? for one that is no migration or that the host did not tell."""
+    """The job on a side: "-", Out, In, or ? for one that is no migration or that the host did not tell.
+
+    What a half of a post-copy is in the middle of is known even then: UNTOLD. libvirt does not tell while it waits for
+    the other host, and that may be for two minutes (measured).
+    """
     if not isinstance(side, Seen) or kind(side) in WITHOUT_PROCESS or side.job is None:
         return "-"
+    if side.job == "Unknown" and kind(side) in HALVES:
+        return UNTOLD
     return side.job if side.job in ("Out", "In") else "?"
 
 
@@ -251,8 +259,8 @@ ROWS = (
         "the source held pages that are nowhere else"),
     Row("22", _is("postcopy", "postcopy-failed"), _is(*GONE, *OFF), "Nobody", "EndingSource", "end source",
         "read in libvirt: no way back"),
-    Row("22b", _is("postcopy", "postcopy-failed", jobs="Out|In"), _is(*GONE, *OFF), "Nobody", "MemoryLost", "ask",
-        "as row 22, and libvirt still has a job"),
+    Row("22b", _is("postcopy", "postcopy-failed", jobs=f"Out|In|{UNTOLD}"), _is(*GONE, *OFF), "Nobody", "MemoryLost",
+        "ask", "as row 22, and libvirt still has a job"),
     Row("23", _is(*RUNS), _is("paused"), "Source", "EndingTarget", "end target", "measured", confirmed=True),
     Row("24", _is("absent", "off-migrated"), _is("paused"), "Target", "Resuming", "resume target", "measured",
         confirmed=True),

@@ -32,7 +32,7 @@ from homeostat.decide.migration_plan import Fleet as PlanFleet
 from homeostat.decide.migration_plan import Plan, request
 from homeostat.decide.migration_plan import plan as decide_plan
 from homeostat.decide.migration_policy import WAIT, Progress, advise
-from homeostat.decide.migration_table import Side
+from homeostat.decide.migration_table import WITHOUT_PROCESS, Seen, Side, kind
 from homeostat.decide.view import Say, VMView
 from homeostat.decide.vm import stopping
 from homeostat.hosts.driver import STORAGE_VOL_EXIST, HostError, HostUnreachable
@@ -88,6 +88,8 @@ class MigrationReconciler:
         self._now, self._cluster = now, cluster
         self._calls, self._planning = Calls(wake), asyncio.Lock()
         self._lowest: dict[Key, tuple[int, float]] = {}  # the least that was left to copy, and since when
+        self._untold: dict[Key, str] = {}  # what a host said first that does not tell its job
+        self._refused: dict[Key, tuple[str, str]] = {}  # the row of the last step, when it was refused, and why
 
     async def reconcile(self, key: Key) -> Result:
         """Read, plan or go on: look at both hosts, decide, report, perform one action."""
@@ -133,6 +135,8 @@ class MigrationReconciler:
     def _forget(self, key: Key) -> None:
         self._calls.forget(key)
         self._lowest.pop(key, None)
+        self._untold.pop(key, None)
+        self._refused.pop(key, None)
 
     # Planning
 
@@ -200,7 +204,7 @@ class MigrationReconciler:
         """Ask the source, then the target: one that has nothing after the other was seen without a job gets nothing."""
         told, now = migration.status.decision, self._now()
         source, job = await self._look(intent.source, intent.source_uuid, intent, told.source if told else None)
-        target, _ = await self._look(intent.target, intent.target_uuid, intent, told.target if told else None)
+        target, other = await self._look(intent.target, intent.target_uuid, intent, told.target if told else None)
         progress = self._progress(key, migration, intent, job) if isinstance(job, Out) else None
         policy = migration.status.policy or EffectivePolicy()
         view = MigrationView(
@@ -217,8 +221,18 @@ class MigrationReconciler:
             listed=vm is not None and _acknowledged(vm, migration, intent),
             vm_stops=stopping(vm),
             advice=advise(policy, progress) if progress else WAIT,
+            untold=self._untold_of(key, (intent.source, source, job), (intent.target, target, other)),
+            refused=self._refused.get(key, ("", "")),
         )
         return Pass(key, seen, migration, intent, view, progress, asyncio.get_running_loop().time())
+
+    def _untold_of(self, key: Key, *sides: tuple[str, Side, Job | Unknown | None]) -> str:
+        """What the first of these hosts says that has the domain and does not tell its job, in its first words."""
+        words = [f"{name}: {job.message}" for name, side, job in sides if isinstance(job, Unknown) and _there(side)]
+        if not words:
+            self._untold.pop(key, None)
+            return ""
+        return self._untold.setdefault(key, words[0])
 
     def _request(
         self, migration: VirtualMachineMigration, intent: IntentStatus, policy: EffectivePolicy
@@ -269,18 +283,19 @@ class MigrationReconciler:
         """Write down what cannot be read back, then act; a source that runs beside its target is stopped at once."""
         urgent = isinstance(decision.action, act.Suspend) and decision.ambiguous
         if urgent:
-            await self._perform(current, decision.action)
+            await self._perform(current, decision)
         seen = await self._report(current, decision)
         if decision.action is not None and asyncio.get_running_loop().time() - current.looked > OLD_SECONDS:
             return Result(0.0)  # the write took long: what was seen may not be so any more
         if not urgent:
-            await self._perform(current, decision.action)
+            await self._perform(current, decision)
         if decision.finished:
             return await self._let_go(current.key, seen)
         return Result(decision.requeue_after)
 
-    async def _perform(self, current: Pass, action: act.MigrationAction | None) -> None:
+    async def _perform(self, current: Pass, decision: MigrationDecision) -> None:
         """Carry out the action, if any. What it returned proves nothing: both hosts are looked at."""
+        action = decision.action
         if action is None:
             return
         host = action.request.host if isinstance(action, act.ResumePostCopy) else action.host
@@ -295,7 +310,9 @@ class MigrationReconciler:
             return
         try:
             await call
+            self._refused.pop(current.key, None)
         except HostError as error:
+            self._refused[current.key] = decision.row.number, error.message
             log.info("%s was refused, or not answered: %s", type(action).__name__, error.message)
 
     # Reporting
@@ -384,6 +401,10 @@ class MigrationReconciler:
 
 def _key(migration: VirtualMachineMigration) -> Key:
     return migration.metadata.namespace, migration.metadata.name
+
+
+def _there(side: Side) -> bool:
+    return isinstance(side, Seen) and kind(side) not in WITHOUT_PROCESS
 
 
 def _word(job: Job | Unknown | None) -> str | None:

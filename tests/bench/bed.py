@@ -7,6 +7,7 @@ Two hosts, as they may differ; the third is like the first, and only migrations 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -23,8 +24,6 @@ from tests.lab.lab import Lab
 from tests.lab.rig import ROOT, Object, hypervisor
 from tests.operator_process import NAMESPACE, OperatorProcess
 
-NAME = "bench"
-DIRECTORY = Path("/var/lib/homeostat/bench")
 POOL = "default"
 LOGICAL_POOL = "local"
 MEMORY, DISK = "64Mi", "64Mi"
@@ -38,8 +37,8 @@ def say(text: str) -> None:
 class Profiled(OperatorProcess):
     """The operator under a profiler, which writes what it has measured when the operator ends on a signal."""
 
-    def __init__(self, kubeconfig: Path, profile: Path) -> None:
-        super().__init__(DIRECTORY, kubeconfig)
+    def __init__(self, directory: Path, kubeconfig: Path, profile: Path) -> None:
+        super().__init__(directory, kubeconfig)
         _python, _m, _homeostat, *words = self._command
         self._command = [sys.executable, "-m", "tests.bench.profiled", str(profile), *words]
 
@@ -48,16 +47,18 @@ class Bed:
     """Everything there is to measure on; gone after the context."""
 
     def __init__(self, profile: Path | None) -> None:
-        self.plane = ControlPlane(NAME)
+        self.name = f"bench-{os.getpid()}"
+        self.directory = Path("/var/lib/homeostat") / self.name
+        self.plane = ControlPlane(self.name)
         self._profile = profile
 
     def __enter__(self) -> Self:
         self.down()
         say("starting a control plane and hosts")
-        DIRECTORY.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         try:
             self.plane.up()
-            self.lab = Lab.up(NAME, hosts=3, stock=2)
+            self.lab = Lab.up(self.name, hosts=3, stock=2)
             self.hosts = self.lab.hosts[:2]
             self.qemus = Qemus(self.lab)
             self.operator = self._operator()
@@ -74,15 +75,15 @@ class Bed:
 
     def down(self) -> None:
         """Remove every trace."""
-        OperatorProcess(DIRECTORY, self.plane.kubeconfig).kill()
-        Lab(NAME).down()
+        OperatorProcess(self.directory, self.plane.kubeconfig).kill()
+        Lab(self.name).down()
         self.plane.down()
-        shutil.rmtree(DIRECTORY, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _operator(self) -> OperatorProcess:
         if self._profile is None:
-            return OperatorProcess(DIRECTORY, self.plane.kubeconfig)
-        return Profiled(self.plane.kubeconfig, self._profile)
+            return OperatorProcess(self.directory, self.plane.kubeconfig)
+        return Profiled(self.directory, self.plane.kubeconfig, self._profile)
 
     def _declare(self) -> None:
         self.plane.kubectl("apply", "-f", str(ROOT / "crds"))
@@ -94,7 +95,7 @@ class Bed:
 
     def apply(self, objects: list[Object]) -> None:
         """`kubectl apply` of one file with all of them."""
-        file = DIRECTORY / "objects.yaml"
+        file = self.directory / "objects.yaml"
         file.write_text(yaml.dump_all(objects, Dumper=yaml.CSafeDumper))
         self.plane.kubectl("apply", "-f", str(file))
 

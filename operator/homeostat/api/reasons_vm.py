@@ -87,6 +87,7 @@ VM_GOING_ON: dict[str, Reason] = {
         "The VM is changing hosts, and neither host shows that its CPUs run.",
         "It is decided on what both hosts show; nothing is started meanwhile.",
         "kubectl describe vmmig shows what is waited for, and what a person can do.",
+        passing=True,
     ),
     # Steps
     "Accepted": Reason(

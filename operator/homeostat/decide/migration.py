@@ -281,7 +281,7 @@ def _after_grace(case: Case, reason: str, action: act.MigrationAction) -> Migrat
 def _seen_twice(case: Case, reason: str, action: act.MigrationAction) -> MigrationDecision:
     """Let CPUs run: only when the same was seen before, so that the target was looked at after the source."""
     if case.view.since >= case.view.now:
-        return _say(case, reason, requeue_after=1.0)
+        return _say(case, reason, requeue_after=0.0)
     return _say(case, reason, action=action, requeue_after=0.0)
 
 

@@ -52,6 +52,8 @@ STATUS_MANAGER = "homeostat-migration"
 MAX_LOOKS = 3
 OLD_SECONDS = 10.0
 """Nothing is done on what was seen longer ago than this."""
+ANSWER_SECONDS = 2.0
+"""For so long it is not looked whether a migration that the VM's controller does not know of can begin."""
 LONG = (act.Migrate, act.ResumePostCopy)
 """Actions whose call lasts as long as the migration."""
 Object = dict[str, Any]
@@ -103,6 +105,8 @@ class MigrationReconciler:
         vm = await self._vm(migration)
         if migration.status.intent is None:
             return await self._plan(migration, seen, vm)
+        if self._early(migration, migration.status.intent, vm):
+            return Result(ANSWER_SECONDS)
         current = await self._observe(key, seen, migration, migration.status.intent, vm)
         return await self._carry_out(current, decide(migration, current.intent, current.view))
 
@@ -132,6 +136,11 @@ class MigrationReconciler:
         seen = await self._get(VirtualMachine, migration.metadata.namespace, migration.spec.vm_ref.name)
         return None if seen is None else VirtualMachine.model_validate(seen)
 
+    def _early(self, migration: VirtualMachineMigration, intent: IntentStatus, vm: VirtualMachine | None) -> bool:
+        """Whether the VM's controller has not had the time yet to acknowledge it; when it does, that is an event."""
+        waited = (self._now() - intent.time).total_seconds()
+        return waited < ANSWER_SECONDS and vm is not None and not _acknowledged(vm, migration, intent)
+
     def _forget(self, key: Key) -> None:
         self._calls.forget(key)
         self._lowest.pop(key, None)
@@ -145,6 +154,9 @@ class MigrationReconciler:
         if migration.metadata.deletion_timestamp is not None:
             return await self._let_go(_key(migration), seen)
         view = await self._surveyed(migration, vm)
+        if isinstance(decide_plan(migration, vm, self._known(view)).action, act.AddFinalizer):
+            seen = await self._finalizers(self._client.add_finalizer, seen)
+            migration = self._parsed(seen)
         async with self._planning:  # two plans at once would both take the last place; no host is asked meanwhile
             plan = decide_plan(migration, vm, self._known(view))
             if plan.action is None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -80,11 +81,14 @@ async def look(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: Look) -> VM
 async def look_at_pools(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: migration_plan.Look) -> VMView:
     """The view with hosts asked now for the VM's domain, and for all that is in the pools named for each."""
     view = await look(fleet, vm, view, Look(wish.hosts))
-    hosts = dict(view.hosts)
-    for name, pools in wish.pools.items():
-        found = {pool: await _everything(fleet, name, pool) for pool in pools}
-        hosts[name] = replace(hosts[name], volumes={**hosts[name].volumes, **found})
-    return replace(view, hosts=hosts)
+    asked = await asyncio.gather(*(_filled(fleet, view.hosts[name], pools) for name, pools in wish.pools.items()))
+    return replace(view, hosts={**view.hosts, **{host.name: host for host in asked}})
+
+
+async def _filled(fleet: Fleet, host: HostView, pools: Iterable[str]) -> HostView:
+    """The view of a host with all that is in some of its pools."""
+    found = {pool: await _everything(fleet, host.name, pool) for pool in pools}
+    return replace(host, volumes={**host.volumes, **found})
 
 
 async def _everything(fleet: Fleet, host: str, pool: str) -> frozenset[str] | Unknown:

@@ -143,9 +143,10 @@ class Operator:
             self.fleet.note_vm(key, _parsed(VirtualMachine, item) if there else None)
             self._wake_vm(key)
         else:
-            migration = _parsed(VirtualMachineMigration, item)
+            migration, known = _parsed(VirtualMachineMigration, item), self.fleet.migrations.get(key)
             self.fleet.note_migration(key, migration if there else None)
-            self.migrations.queue.add(key)
+            if known is None or not there or known.metadata.resource_version != meta["resourceVersion"]:
+                self.migrations.queue.add(key)  # else it is a change that its own reconcile has made, or read
             if migration is not None and (ended(migration) or not there):
                 self._give_turn(migration)
             self.vms.queue.add((key[0], item["spec"]["vmRef"]["name"]))

@@ -213,7 +213,7 @@ def run_strategies(*, served: bool, power_state: str = "Running") -> str:
         ("runStrategy", *runstrategy.WAYS_OFF),
         (
             [f"`{strategy}`", *(cell(strategy, way) for way in runstrategy.WAYS_OFF)]
-            for strategy in runstrategy.STRATEGIES
+            for strategy in runstrategy.RESTARTS
         ),
     )
 

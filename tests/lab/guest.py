@@ -16,7 +16,6 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "home
 SOURCE = Path(__file__).parent
 BUSYBOX = Path("/bin/busybox")
 BASE_HEAD, BASE_MIB = b"HOMEOSTAT-BASE\n", 8
-COMMAND_LINE = "console=ttyS0 quiet"
 
 # In the order of their dependencies: the guest has no modprobe.
 MODULES = """

@@ -153,11 +153,6 @@ class Host:
         return next((process for process in self.processes() if inner_pid(process) == inner), None)
 
     @property
-    def libvirtd(self) -> Process | None:
-        """Its libvirtd, None when none runs."""
-        return self.daemon("libvirtd")
-
-    @property
     def powered(self) -> bool:
         """Whether it is on."""
         return self._process(1) is not None

@@ -27,7 +27,6 @@ class Front:
     seconds: float = 0.003
     up: asyncio.Event = field(default_factory=asyncio.Event)
     hangs: bool = False
-    cuts: int = 0
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     delivery: Delivery = field(default_factory=Delivery)
 

@@ -98,7 +98,6 @@ class Host:
             cpus=64,
             memory_mib=131072,
             kvm=True,
-            emulation=True,
             cpu_models=("qemu64", "Nehalem", "EPYC"),
             default_cpu_model="Nehalem",
             disk_owner=(64055, 109),
@@ -118,7 +117,6 @@ class Host:
         self.linked.set()
         self.thawed.set()
         self.daemon_up = True
-        self.stuck = False
         self.destroy_of_stopped_raises = False
         self.log_held = False  # virtlogd refuses a second process of a name while the first has its log open
         self._number = 0
@@ -149,7 +147,7 @@ class Host:
         if name not in self.pools:
             return Pool(name, "Missing")
         pool = self.pools[name]
-        return Pool(name, "Active" if pool.active else "Inactive", pool.path, 2**40, 2**39)
+        return Pool(name, "Active" if pool.active else "Inactive", pool.path, 2**40)
 
     def xml(self, record: Record, *, inactive: bool) -> str:
         """The domain's XML as libvirt shows it."""

@@ -62,14 +62,6 @@ class Machine(Host):
         self.thawed.set()
         self._speak_again()
 
-    def stick(self) -> None:
-        """Libvirtd keeps connections alive, and no call ever returns."""
-        self.stuck = True
-
-    def unstick(self) -> None:
-        """Calls return again; those that are stuck do not."""
-        self.stuck = False
-
     def _fall_silent(self) -> None:
         if self._silence is None:
             why = "connection closed due to keepalive timeout"

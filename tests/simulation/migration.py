@@ -152,7 +152,7 @@ class Migration:
         target, process = self._target, _process(self.record)
         self._reach("begun")
         await self._pass(0.05)
-        incoming = target.incoming(self.record, self._definition(self.request.live_xml, process.live))
+        incoming = target.incoming(self.record, deepcopy(process.live))
         self.incoming, self._held = incoming, incoming.job
         await incoming.job.acquire()
         process.move = _process(incoming).move = self
@@ -210,7 +210,7 @@ class Migration:
         process = _process(incoming)
         kept = self.record.persistent if self.record.persistent is not None else self.record.live
         assert kept is not None
-        incoming.persistent = self._definition(self.request.persistent_xml, kept)
+        incoming.persistent = deepcopy(kept)
         process.carry_on(_process(self.record))
         if self.request.start_paused or self.paused:
             incoming.doing = None
@@ -332,9 +332,6 @@ class Migration:
     def _target(self) -> Machine:
         assert self.target is not None
         return self.target
-
-    def _definition(self, text: str, otherwise: libvirt_xml.Element) -> libvirt_xml.Element:
-        return libvirt_xml.defined(text) if text else deepcopy(otherwise)
 
     def _reach(self, point: str) -> None:
         self.point = point

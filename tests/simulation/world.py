@@ -16,7 +16,6 @@ import sys
 import traceback
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -286,10 +285,6 @@ class World:
     def writes(self) -> list[Effect]:
         """All effects so far but those on Leases and Events."""
         return [effect for effect in self.effects.log if effect.name.split()[1] not in ("leases", "events")]
-
-    def with_settings(self, **changes: Any) -> None:
-        """Changes settings of operators that are started from now on."""
-        self.settings = replace(self.settings, **changes)
 
 
 class _Errors(logging.Handler):

@@ -16,7 +16,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GRACE = 60.0
 UID = "11111111-1111-4111-8111-111111111111"
 UUIDS = {"a": "00000000-0000-4000-8000-000000000000", "b": "00000000-0000-4000-8000-000000000001"}
-REQUEST = act.Migrate("a", UID, "b", "qemu+tcp://198.51.100.2/system")
+REQUEST = act.Migrate("a", UID, "qemu+tcp://198.51.100.2/system")
 INTENT: dict[str, Any] = {
     "source": "a",
     "sourceUUID": UUIDS["a"],

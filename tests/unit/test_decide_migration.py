@@ -21,7 +21,6 @@ from homeostat.decide.migration import (
     CallEnded,
     MigrationDecision,
     MigrationView,
-    candidates_of,
     decide,
     ended,
     first_seen,
@@ -47,7 +46,6 @@ from tests.unit.migrations import (
     RUNS,
     SWITCHES,
     UID,
-    UUIDS,
     intent_of,
     migration,
     seen,
@@ -83,12 +81,6 @@ def test_libvirt_is_asked_when_the_target_is_on_record_and_has_nothing() -> None
 def test_a_stale_definition_on_the_target_is_removed_before() -> None:
     assert shown(RUNS, OFF, SHORT, begun=False).action is None
     assert shown(RUNS, OFF, begun=False).action == act.UndefineStale("b", UID)
-
-
-def test_nothing_is_done_on_what_was_not_looked_at_now() -> None:
-    decision = shown(RUNS, GONE, begun=False, fresh=False)
-    assert decision.look
-    assert decision.action is None
 
 
 def test_a_call_that_was_refused_ends_it_at_once_and_any_other_after_the_grace() -> None:
@@ -476,7 +468,6 @@ def test_the_vm_is_left_alone_from_the_intent_to_the_end() -> None:
     )
     of = migration(BEGUN)
     assert in_flight([of], vm) is of
-    assert candidates_of([of], vm) == (("a", UUIDS["a"]), ("b", UUIDS["b"]))
     unplanned = of.model_copy(update={"status": of.status.model_copy(update={"intent": None})})
     known = view(GONE, ARRIVED)
     done = of.model_copy(update={"status": report.status(of, known, decided(of, known))})

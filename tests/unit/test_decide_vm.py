@@ -56,7 +56,6 @@ def host(name: str, answer: Answer, **other: Any) -> HostView:
         "7.2.0",
         4,
         8192,
-        emulation=True,
         default_cpu_model="qemu64",
         pools=(Pool("default", "Active", "/pool"),),
     )

@@ -23,7 +23,7 @@ ENDS = {"candidates": [vms.candidate("a"), vms.candidate("b")]}
 DELETED = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
 HALTED = {"runStrategy": "Halted"}
 STOPPED = {"runStrategy": "Manual", "power": {"state": "Stopped"}}
-FAILURES = (None, Failure(act.Start("a", vms.UID), "internal error", vms.NOW))
+FAILURES = (None, Failure(act.Start("a", vms.UID), "internal error"))
 
 
 def in_flight(*hosts: HostView, **fields: Any) -> VMView:

@@ -34,9 +34,9 @@ def test_what_is_not_asked_for_is_left_out() -> None:
 
 def test_everything_that_is_asked_for_is_there() -> None:
     request = MigrationRequest(
-        PEER, "tcp://198.51.100.2", "198.51.100.2", tls=True, post_copy=True, auto_converge=True, connections=4,
+        PEER, "tcp://198.51.100.2", tls=True, post_copy=True, auto_converge=True, connections=4,
         compression="zstd", bandwidth_mib_s=100, post_copy_mib_s=50, start_paused=True, copy="Incremental",
-        copy_disks=("ua-data",), live_xml="<live/>", persistent_xml="<kept/>", unsafe=True,
+        copy_disks=("ua-data",), unsafe=True,
     )  # fmt: skip
     assert flags(request) == ALWAYS | (
         libvirt.VIR_MIGRATE_TLS
@@ -50,19 +50,16 @@ def test_everything_that_is_asked_for_is_there() -> None:
     )
     assert parameters(request, DISKS) == {
         "migrate_uri": "tcp://198.51.100.2",
-        "listen_address": "198.51.100.2",
         "parallel.connections": 4,
         "compression": "zstd",
         "bandwidth": 100,
         "bandwidth.postcopy": 50,
         "migrate_disks": ["vdb"],
-        "destination_xml": "<live/>",
-        "persistent_xml": "<kept/>",
     }
 
 
 def test_the_bandwidth_of_a_policy_holds_in_post_copy_too() -> None:
-    asked = request(act.Migrate("a", "u", "b", PEER, post_copy=True, bandwidth_mib=4))
+    asked = request(act.Migrate("a", "u", PEER, post_copy=True, bandwidth_mib=4))
     assert parameters(asked) == {"bandwidth": 4, "bandwidth.postcopy": 4}
 
 
@@ -77,11 +74,6 @@ def test_a_copy_of_no_disk_would_copy_all_and_is_no_request(copy: str) -> None:
         MigrationRequest(PEER, copy=copy)
     with pytest.raises(ValueError, match="storage copy"):
         MigrationRequest(PEER, copy_disks=("vda",))
-
-
-def test_a_live_definition_alone_would_persist_the_old_one() -> None:
-    with pytest.raises(ValueError, match="go together"):
-        MigrationRequest(PEER, live_xml="<live/>")
 
 
 # In the words of libvirt 9.0.

@@ -179,7 +179,6 @@ class Pool:
     state: str
     path: str = ""
     capacity: int = 0
-    available: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +192,6 @@ class HostFacts:
     cpus: int
     memory_mib: int
     kvm: bool = False
-    emulation: bool = False
     cpu_models: tuple[str, ...] = ()
     default_cpu_model: str = ""
     """For the best acceleration the host advertises; emulated_* for guests that are to be emulated all the same."""

@@ -47,7 +47,7 @@ class Claims:
 def verdict(hypervisor: Hypervisor, answer: HostAnswer, twins: Iterable[str], *, holds: int = 0) -> tuple[str, str]:
     """(reason, details) of a Hypervisor: a row of reasons.HYPERVISOR and the sentence of this case."""
     others = sorted(twins)
-    if hypervisor.metadata.deletion_timestamp is not None:
+    if hypervisor.metadata.deleting:
         return ("Deleting", f"it still holds {holds} VMs") if holds else ("Released", "")
     if others:
         return "DuplicateHost", f"Hypervisor {others[0]} has host UUID {pinned(hypervisor, answer)} too"
@@ -153,7 +153,7 @@ def status(
         networks=_networks(hypervisor, facts),
         foreign_domains=foreign,
         orphans=orphans,
-        holds=claims.holds[:MOST_LISTED] if hypervisor.metadata.deletion_timestamp else (),
+        holds=claims.holds[:MOST_LISTED] if hypervisor.metadata.deleting else (),
     )
 
 

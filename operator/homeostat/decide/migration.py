@@ -8,7 +8,7 @@ target that has nothing after the source was seen without a job will not get it 
 Nothing is done to a side that is unknown. What ends a process or removes a definition waits until the same pair has
 been seen for the grace period, and for both sides to have no job. While a migration is in flight (`in_flight`), the
 decision about its VM does nothing to a host: no start, no stop, no definition, no change of its candidates but to add
-the target (`candidates_of`), without which no migration is begun.
+the target, without which no migration is begun.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class CallEnded:
 class MigrationView:
     """All that is known when a migration with an intent is decided on.
 
-    `since` is when this pair of observations was first seen (`first_seen`); `fresh` says that both hosts were asked
-    after the object was read. `calling`: the call that migrates has not returned yet in this process; `ended` what it
-    said, `called` how many seconds ago it was made: a broken post-copy is resumed once that is `resume` seconds.
+    Both hosts were asked after the object was read. `since` is when this pair of observations was first seen
+    (`first_seen`). `calling`: the call that migrates has not returned yet in this process; `ended` what it said,
+    `called` how many seconds ago it was made: a broken post-copy is resumed once that is `resume` seconds.
     `listed`: the target is among the VM's recorded candidates. `vm_stops` says why the VM is not to run any more, if
     so. `advice` is what the policy makes of the progress; `request` what to call libvirt with. `untold` is what a host
     said that was asked for its job and did not tell it; `refused` the number of the row in which the last step was
@@ -77,7 +77,6 @@ class MigrationView:
     now: datetime
     grace: float
     request: act.Migrate
-    fresh: bool = True
     calling: bool = False
     called: float = math.inf
     resume: float = 30.0
@@ -94,7 +93,6 @@ class MigrationDecision:
     """What to report (a row of reasons.MIGRATION), the one action to perform, when to look again (seconds).
 
     `marks` are written before the action is performed, except before a source is frozen, which waits for nothing.
-    `look`: nothing may be done before both hosts were asked.
     """
 
     say: Say
@@ -103,7 +101,6 @@ class MigrationDecision:
     action: act.MigrationAction | None = None
     marks: MarksStatus | None = None
     ambiguous: bool = False
-    look: bool = False
     requeue_after: float | None = LOOK_SECONDS
 
     @property
@@ -130,7 +127,7 @@ class Case:
     @property
     def stop(self) -> str:
         """Why the migration is to be stopped; "" when it is not."""
-        if self.migration.metadata.deletion_timestamp is not None:
+        if self.migration.metadata.deleting:
             return "the migration is being deleted"
         return "spec.abort is Requested" if self.migration.spec.abort else self.view.vm_stops
 
@@ -150,8 +147,7 @@ def decide(migration: VirtualMachineMigration, intent: IntentStatus, view: Migra
     confirmed, locks = intent.started_paused == "Enabled", intent.locks == "Effective"
     row = row_of(view.source, view.target, confirmed=confirmed, locks=locks)
     case = Case(migration, intent, view, row, evidence(intent.attempt, view.source, view.target))
-    decision = _with_refusal(case, _EFFECTS[row.effect](case))
-    return _look_first(case) if decision.action is not None and not view.fresh else decision
+    return _with_refusal(case, _EFFECTS[row.effect](case))
 
 
 def first_seen(migration: VirtualMachineMigration, source: Side, target: Side, now: datetime) -> datetime:
@@ -178,13 +174,6 @@ def in_flight(migrations: Iterable[VirtualMachineMigration], vm: VirtualMachine)
     return next((each for each in migrations if _is_of(each, vm) and each.status.intent and not ended(each)), None)
 
 
-def candidates_of(migrations: Iterable[VirtualMachineMigration], vm: VirtualMachine) -> tuple[tuple[str, str], ...]:
-    """(Hypervisor, host UUID) of each host where a migration in flight may have brought the VM."""
-    found = in_flight(migrations, vm)
-    intent = found.status.intent if found else None
-    return ((intent.source, intent.source_uuid), (intent.target, intent.target_uuid)) if intent else ()
-
-
 def ended(migration: VirtualMachineMigration) -> bool:
     """Whether status says that the attempt is over."""
     finished = condition(migration.status.conditions, "Finished")
@@ -201,10 +190,6 @@ def _is_of(migration: VirtualMachineMigration, vm: VirtualMachine) -> bool:
 
 def _say(case: Case, reason: str, detail: str = "", **fields: object) -> MigrationDecision:
     return MigrationDecision(Say(reason, detail), case.row, case.evidence, **fields)  # type: ignore[arg-type]
-
-
-def _look_first(case: Case) -> MigrationDecision:
-    return _say(case, case.row.reason, look=True, requeue_after=0.0)
 
 
 def _with_refusal(case: Case, decision: MigrationDecision) -> MigrationDecision:

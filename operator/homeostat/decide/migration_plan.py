@@ -27,7 +27,6 @@ from homeostat.decide.placement import obstacle
 from homeostat.decide.view import HostView, Say, VMView
 from homeostat.decide.whereabouts import locate
 
-FIRST_PORT, LAST_PORT = 49152, 49215
 MOST_NEXT = 4
 """Looked at when a migration has ended, which makes room for few: its source's, its target's and the cluster's."""
 
@@ -86,7 +85,7 @@ class Found:
 
 def plan(migration: VirtualMachineMigration, vm: VirtualMachine | None, fleet: Fleet) -> Plan:
     """The next step of a migration that has no intent yet."""
-    if migration.metadata.deletion_timestamp is not None or migration.spec.abort:
+    if migration.metadata.deleting or migration.spec.abort:
         return _end("Aborted", "it was stopped before anything was begun")
     if vm is None:
         return _end("UnknownVM", f"spec.vmRef.name is {migration.spec.vm_ref.name!r}")
@@ -113,7 +112,7 @@ def _wait(reason: str, detail: str, look: Look | None = None) -> Plan:
 
 def _find(migration: VirtualMachineMigration, vm: VirtualMachine, fleet: Fleet) -> Found | Plan:
     where = locate(vm, fleet.view)
-    if vm.metadata.deletion_timestamp is not None:
+    if vm.metadata.deleting:
         return _end("VMNotRunning", "it is being deleted")
     moving = _of_the_same_vm(migration, [each for each in fleet.migrations if not ended(each)])
     if moving is not None and moving.status.intent is not None:  # where it is to go from is known after that
@@ -424,7 +423,6 @@ def request(
     return act.Migrate(
         host=intent.source,
         uuid=intent.domain_uuid,
-        target=intent.target,
         peer=peer_uri(target),
         address=target.migration.address or urlsplit(peer_uri(target)).hostname or "",
         ports=(ports.first, ports.last) if ports else None,

@@ -135,7 +135,7 @@ def cost_at_end(old: CostStatus | None, transferred: int, downtime_ms: int | Non
 def expiry(migration: VirtualMachineMigration) -> datetime | None:
     """When the object may be deleted: its ttl after the end; None for one that has not ended, or is being deleted."""
     ended = migration.status.completion_time
-    if ended is None or migration.metadata.deletion_timestamp is not None:
+    if ended is None or migration.metadata.deleting:
         return None
     return ended + timedelta(seconds=migration.spec.ttl_seconds_after_finished)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from homeostat.api.observed import ACTIVE_STATES, Domain
 from homeostat.api.virtualmachine import VirtualMachine
 
-STRATEGIES = ("Always", "RerunOnFailure", "Manual", "Halted")
 WAYS_OFF = ("Shutdown", "Crashed", "Destroyed", "Failed", "Unknown")
 """How libvirt says a domain went off.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from homeostat.api.actions import Action
 from homeostat.api.hypervisor import HypervisorSpec
@@ -19,7 +18,6 @@ class Failure:
 
     action: Action
     message: str
-    at: datetime
 
 
 @dataclass(frozen=True, slots=True)

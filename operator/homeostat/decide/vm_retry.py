@@ -47,6 +47,6 @@ def _short_run(case: Case) -> bool:
 
 def _count_short_run(case: Case) -> Decision:
     failures, start = case.vm.status.start_failures, act.Start("", wanted.domain_uuid(case.vm))
-    note = Failure(start, "it went off less than a minute after its start", case.now)
+    note = Failure(start, "it went off less than a minute after its start")
     first = failures is None or failures.count == 0
     return Decision(Say("Starting" if first else "CrashLoop", note.message), failed=note)

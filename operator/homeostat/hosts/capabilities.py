@@ -35,7 +35,6 @@ def host_facts(capabilities: str, domain: Mapping[str, str | None]) -> HostFacts
         cpus=0,
         memory_mib=0,
         kvm=kvm is not None,
-        emulation=emulated is not None,
         cpu_models=usable_models(kvm) if kvm is not None else emulated_models,
         default_cpu_model=_accelerated_model(kvm) or emulated_model,
         emulated_cpu_models=emulated_models,

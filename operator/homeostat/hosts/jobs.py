@@ -25,11 +25,6 @@ _COPY = {
     "Full": libvirt.VIR_MIGRATE_NON_SHARED_DISK,
     "Incremental": libvirt.VIR_MIGRATE_NON_SHARED_INC,
 }
-_OPERATIONS = {
-    getattr(libvirt, name): name.removeprefix("VIR_DOMAIN_JOB_OPERATION_").replace("_", " ").lower()
-    for name in dir(libvirt)
-    if name.startswith("VIR_DOMAIN_JOB_OPERATION_") and not name.endswith("_STR")
-}
 _MOVES = (
     libvirt.VIR_DOMAIN_JOB_OPERATION_UNKNOWN,  # the target has the figures from the source, which does not say of what
     libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN,
@@ -74,14 +69,11 @@ def parameters(request: MigrationRequest, xml: str = "") -> dict[str, Any]:
     """The typed parameters of migrateToURI3; what is not asked for is left out. `xml` names the disks to be copied."""
     wanted = {
         libvirt.VIR_MIGRATE_PARAM_URI: request.migrate_uri,
-        libvirt.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: request.listen,
         libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS: request.connections,
         libvirt.VIR_MIGRATE_PARAM_COMPRESSION: request.compression,
         libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: request.bandwidth_mib_s,
         libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY: request.post_copy_mib_s if request.post_copy else 0,
         libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS: [_device(xml, alias) for alias in request.copy_disks],
-        libvirt.VIR_MIGRATE_PARAM_DEST_XML: request.live_xml,
-        libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: request.persistent_xml,
     }
     return {name: value for name, value in wanted.items() if value}
 
@@ -114,7 +106,7 @@ def job(virt: Virt, uuid: str) -> Job | None:
         return _out(stats, _max_downtime(one))
     if operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN:
         return In()
-    return Other(_OPERATIONS.get(operation, "unknown"))
+    return Other()
 
 
 def cost(one: Virt) -> Cost | None:
@@ -136,7 +128,6 @@ def _out(stats: dict[str, Any], max_downtime: int | None) -> Out:
         iteration=stats.get("memory_iteration", 0),
         bytes_per_second=stats.get("memory_bps", 0),
         elapsed=stats.get("time_elapsed", 0),
-        downtime=stats.get("downtime", 0),
         max_downtime=max_downtime,
     )
 

@@ -36,8 +36,6 @@ class MigrationRequest:
     peer: str
     migrate_uri: str = ""
     """Where QEMU connects to (tcp://ADDRESS[:PORT]); "" lets the target name itself."""
-    listen: str = ""
-    """Address the target's QEMU listens on; "" for all."""
     tls: bool = False
     post_copy: bool = False
     """May be turned into post-copy by start_post_copy."""
@@ -56,17 +54,12 @@ class MigrationRequest:
     """Storage: None | Full | Incremental, of `copy_disks` and no others."""
     copy_disks: tuple[str, ...] = ()
     """Aliases of the disks to be copied."""
-    live_xml: str = ""
-    """The domain as the target is to run it, and (`persistent_xml`) to keep it; "" for what it is on the source."""
-    persistent_xml: str = ""
     unsafe: bool = False
 
     def __post_init__(self) -> None:
         # libvirt takes an empty list of disks for every writable disk, shared ones too.
         if (self.copy == "None") != (not self.copy_disks):
             raise ValueError(f"storage copy {self.copy} of disks {self.copy_disks}")
-        if bool(self.live_xml) != bool(self.persistent_xml):
-            raise ValueError("libvirt would persist the old definition: the live and the persistent XML go together")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +75,6 @@ class Out:
     iteration: int = 0
     bytes_per_second: int = 0
     elapsed: int = 0
-    downtime: int = 0
-    """As it would be now; 0 before libvirt knows."""
     max_downtime: int | None = None
     """The limit QEMU has now; None when it did not say."""
 
@@ -96,8 +87,6 @@ class In:
 @dataclass(frozen=True, slots=True)
 class Other:
     """A job that is no migration: a save, a dump, a backup, ..."""
-
-    operation: str
 
 
 Job = Out | In | Other

@@ -140,9 +140,9 @@ def _path(one: Virt) -> str:
 
 
 def _pool(one: Virt) -> Pool:
-    state, capacity, _allocation, available = one.info()
+    state, capacity, *_ = one.info()
     path = ET.fromstring(one.XMLDesc(0)).findtext("target/path") or ""
-    return Pool(one.name(), _POOL_STATES.get(state, "Unknown"), path, capacity, available)
+    return Pool(one.name(), _POOL_STATES.get(state, "Unknown"), path, capacity)
 
 
 def _interfaces(virt: Virt) -> list[ET.Element]:

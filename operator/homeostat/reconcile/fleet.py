@@ -172,7 +172,7 @@ class Fleet:
     def verdict(self, hypervisor: Hypervisor) -> tuple[str, str]:
         """(reason, details) of a Hypervisor, but for missing credentials: only its own reconcile knows of these."""
         answer = self.answer(hypervisor.metadata.name)
-        holds = len(self.holds(hypervisor)) if hypervisor.metadata.deletion_timestamp else 0
+        holds = len(self.holds(hypervisor)) if hypervisor.metadata.deleting else 0
         return verdicts.verdict(hypervisor, answer, self.twins(hypervisor), holds=holds)
 
     def holds(self, hypervisor: Hypervisor) -> tuple[str, ...]:
@@ -181,7 +181,7 @@ class Fleet:
         A Hypervisor that is being deleted holds none if another one speaks for the same host.
         """
         others = (self.hypervisors[each] for each in self.twins(hypervisor))
-        if hypervisor.metadata.deletion_timestamp and any(not each.metadata.deletion_timestamp for each in others):
+        if hypervisor.metadata.deleting and any(not each.metadata.deleting for each in others):
             return ()
         uuid, name = self.host_uuid(hypervisor), hypervisor.metadata.name
         return tuple(sorted("/".join(key) for key, vm in self.vms.items() if _may_be_on(vm, name, uuid)))

@@ -67,7 +67,7 @@ class HypervisorReconciler:
         said = verdicts.verdict(hypervisor, answer, self._fleet.twins(hypervisor), holds=len(claims.holds))
         if said[0] == "Released":
             return await self._release(key, seen)
-        if FINALIZER not in hypervisor.metadata.finalizers and hypervisor.metadata.deletion_timestamp is None:
+        if FINALIZER not in hypervisor.metadata.finalizers and not hypervisor.metadata.deleting:
             seen = await self._hold(seen)
         status = verdicts.status(hypervisor, answer, said, claims, self._cluster, self._now())
         todo = self._evacuation(hypervisor)

@@ -151,7 +151,7 @@ class MigrationReconciler:
 
     async def _plan(self, migration: VirtualMachineMigration, seen: Object, vm: VirtualMachine | None) -> Result:
         """Choose the target and write down what is about to be done; libvirt is asked in a later pass."""
-        if migration.metadata.deletion_timestamp is not None:
+        if migration.metadata.deleting:
             return await self._let_go(_key(migration), seen)
         view = await self._surveyed(migration, vm)
         if isinstance(decide_plan(migration, vm, self._known(view)).action, act.AddFinalizer):
@@ -251,7 +251,7 @@ class MigrationReconciler:
     ) -> act.Migrate:
         target = self._fleet.speaking_for(intent.target, intent.target_uuid)
         if target is None:  # then the target is unknown, and nothing is asked for
-            return act.Migrate(intent.source, intent.domain_uuid, intent.target, "")
+            return act.Migrate(intent.source, intent.domain_uuid, "")
         return request(migration, intent, policy, target.spec)
 
     async def _look(

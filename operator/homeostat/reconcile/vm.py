@@ -209,7 +209,7 @@ class VMReconciler:
             log.info("%s: not known whether it was carried out: %s", type(action).__name__, error.message)
         except HostError as error:
             log.info("%s was refused: %s", type(action).__name__, error.message)
-            self._failed[key] = Failure(action, error.message, self._now())
+            self._failed[key] = Failure(action, error.message)
 
     async def _report(
         self, key: Key, vm: VirtualMachine, seen: Object, view: VMView, decision: Decision

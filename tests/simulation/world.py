@@ -82,7 +82,7 @@ class World:
         host.add_pool("shared", common or self._storage(f"{name}-shared", locks=locks))
         pools = [{"name": each, "pool": each, "allowedNamespaces": ["*"]} for each in ("local", "shared")]
         if common is not None:
-            pools[1]["storageID"] = "nfs"
+            pools[1] |= {"storageID": "nfs", "locks": "Effective" if locks else "None"}
         lan = {"name": "lan", "type": "Bridge", "bridge": {"name": "br0"}, "allowedNamespaces": ["*"]}
         self.apply("hv", name, {"uri": f"qemu+tcp://{name}/system", "pools": pools, "networks": [lan]})
 

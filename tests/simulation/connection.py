@@ -221,6 +221,9 @@ class SimulatedConnection:
     async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
         return await self._read("volumes", lambda: self.host.pool(pool).volumes(examined))
 
+    async def volume_size(self, pool: str, name: str) -> int:
+        return await self._read("volume_size", lambda: self.host.pool(pool).size(name))
+
     # Effects ----------------------------------------------------------------------------------------------------------
 
     async def refresh_pool(self, pool: str) -> None:

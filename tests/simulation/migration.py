@@ -144,7 +144,8 @@ class Migration:
         self.target, self._ends_of_daemon = host, host.ends_of_daemon
 
     def _check_safe(self) -> None:
-        if not self.request.unsafe and any(libvirt_xml.disks(_process(self.record).live)):
+        stays = len(_process(self.record).files) > len(self.request.copy_disks)
+        if not self.request.unsafe and stays:
             what = "Unsafe migration: Migration without shared storage is unsafe"
             raise HostError(driver.MIGRATE_UNSAFE, what, QEMU_DOMAIN)
 
@@ -169,6 +170,7 @@ class Migration:
         process = _process(self.record)
         process.pause()
         process.hand_over()
+        self._copy()
         if not self.paused:
             self.source.shows(self.record, "Paused", "Postcopy" if self.post_copy else "Migration")
         if self.post_copy:
@@ -177,6 +179,16 @@ class Migration:
         await self._pass(0.05 + self.left / self.speed)
         self.sent, self.left = self.sent + self.left, 0
         self._reach("performed")
+
+    def _copy(self) -> None:
+        """The disks that are copied have reached the target."""
+        assert self.incoming is not None
+        there = {file.name: file for file in _process(self.incoming).files}
+        disks = libvirt_xml.disks(_process(self.record).live)
+        copied = {path.rpartition("/")[2] for disk, path in disks if _alias(disk) in self.request.copy_disks}
+        for file in _process(self.record).files:
+            if file.name in copied:
+                there[file.name].version = file.version
 
     async def _converged(self) -> bool:
         """One iteration over the memory; whether what is left then can be sent while the guest stands still."""
@@ -384,6 +396,11 @@ class Migration:
 def _process(record: Record) -> Process:
     assert record.process is not None
     return record.process
+
+
+def _alias(disk: libvirt_xml.Element) -> str:
+    found = disk.find("alias")
+    return found.get("name", "") if found is not None else ""
 
 
 def _failed(what: str) -> HostError:

@@ -52,6 +52,8 @@ class Ledger:
         self.alive: set[Process] = set()
         self.processes: list[Interval] = []
         self.cpus: list[Interval] = []
+        self.versions: dict[tuple[str, str], int] = {}
+        """How often each VM has written to each of its disks, by UUID and name of the file."""
 
     def running(self, uuid: str) -> list[Process]:
         """The processes of a UUID that are there now."""
@@ -111,6 +113,8 @@ class Process:
         for file in self.files:
             if others := file.writers - {self}:
                 self.ledger.effects.violated(f"two writers on one disk: {self} and {next(iter(others))}")
+            if file.version != self.ledger.versions.get((self.uuid, file.name), file.version):
+                self.ledger.effects.violated(f"{self} has an old copy of {file.name}")
             file.writers.add(self)
 
     def hand_over(self) -> None:
@@ -131,6 +135,12 @@ class Process:
             self.cpus_since = Interval(self.uuid, self.host, self.pid, self._now())
             self.ledger.cpus.append(self.cpus_since)
             self.ledger.check(self.uuid)
+            self._write()
+
+    def _write(self) -> None:
+        for file in self.files:
+            file.version = self.ledger.versions.get((self.uuid, file.name), 0) + 1
+            self.ledger.versions[self.uuid, file.name] = file.version
 
     def pause(self) -> None:
         """Stop the CPUs."""

@@ -23,13 +23,18 @@ _contents = itertools.count(1)
 
 @dataclass(eq=False, slots=True)
 class File:
-    """One file. `content` changes when somebody writes, and only then; what a path leads to is another matter."""
+    """One file. `content` says which one it is, and changes only when it is another one.
+
+    `version` counts what a VM has written to its disk: a copy that is older is not the disk any more.
+    """
 
     capacity: int
     content: str
     format: str = "raw"
     backing: tuple[str, str] | None = None
     writers: set[Process] = field(default_factory=set)
+    name: str = ""
+    version: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -51,7 +56,7 @@ class Storage:
 
     def put(self, name: str, *, content: str = "", capacity: int = 2**30, form: str = "raw") -> File:
         """Makes a file, as a person would: no pool knows of it."""
-        self.files[name] = File(capacity, content or f"content-{next(_contents)}", form)
+        self.files[name] = File(capacity, content or f"content-{next(_contents)}", form, name=name)
         return self.files[name]
 
 
@@ -120,9 +125,17 @@ class PoolView:
 
     def delete(self, name: str) -> None:
         """Deletes the file, whoever has it open. NO_STORAGE_VOL when libvirt does not know it, be it there or not."""
+        self._check_known(name)
+        self.storage.files.pop(name, None)
+        del self.cached[name]
+
+    def size(self, name: str) -> int:
+        """The capacity of a volume, as its file says."""
+        self._check_known(name)
+        return self.storage.files[name].capacity
+
+    def _check_known(self, name: str) -> None:
         self.check_active()
         if name not in self.cached:
             what = f"Storage volume not found: no storage vol with matching name '{name}'"
             raise HostError(driver.NO_STORAGE_VOL, what, 18)
-        self.storage.files.pop(name, None)
-        del self.cached[name]

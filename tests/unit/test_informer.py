@@ -161,6 +161,9 @@ class Link:
     async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
         raise NotImplementedError
 
+    async def volume_size(self, pool: str, name: str) -> int:
+        raise NotImplementedError
+
     async def refresh_pool(self, pool: str) -> None:
         raise NotImplementedError
 

@@ -265,4 +265,6 @@ MigrationAction = (
     | PersistTarget
     | Suspend
     | Resume
+    | CreateVolume
+    | DeleteVolume
 )

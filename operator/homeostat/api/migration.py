@@ -15,6 +15,8 @@ from homeostat.api.meta import (
     Enabled,
     HostName,
     Integer,
+    LibvirtName,
+    Line,
     Message,
     Model,
     Resource,
@@ -121,6 +123,27 @@ class VirtualMachineMigrationSpec(Model):
     """The answer to condition Ambiguous: which copy to keep. Each evidence can be answered once."""
 
 
+class DiskCopyStatus(Model):
+    """A disk that is copied, and the volume that is made for it on the target."""
+
+    disk: DeviceName
+    """Name of the disk in the VM's spec.disks."""
+    volume: LibvirtName
+    """Name of its volume, on the source and on the target alike."""
+    source_pool: LibvirtName
+    """The libvirt pool that has the volume on the source."""
+    target_pool: LibvirtName
+    """The libvirt pool that is to have it on the target."""
+    format: Word
+    """The volume's format."""
+    size_bytes: Count
+    """The disk's virtual size, in bytes."""
+    backing: Line | None = None
+    """Path of the image under the disk, the same on both hosts."""
+    backing_format: Word | None = None
+    """The format of the image under the disk."""
+
+
 class IntentStatus(Model):
     """What was about to be done, written down before it was: it cannot be read back from a host."""
 
@@ -144,6 +167,8 @@ class IntentStatus(Model):
     """Whether all disks are on pools whose locks keep a second process from running, as their Hypervisors declare."""
     post_copy: Enabled = "Disabled"
     """Whether QEMU was prepared for post-copy."""
+    copies: Annotated[tuple[DiskCopyStatus, ...], Field(max_length=64), map_by("disk")] = ()
+    """The disks that are copied."""
 
 
 class ObservationStatus(Model):
@@ -197,6 +222,14 @@ class MarksStatus(Model):
     """The time-out that has passed: Completion or Progress."""
     resolved: Resolve | None = None
     """The answer in spec.resolve that is being carried out."""
+    volume_made: Time | None = None
+    """When a host was last asked to make a volume for a storage copy."""
+    volume_removed: Time | None = None
+    """When a host was last asked to remove a volume that was in the way of a storage copy or that one had left."""
+    target_ran: Time | None = None
+    """When the target was found to have a definition although the source runs: its copy of the disks is kept."""
+    not_prepared: Message | None = None
+    """Why the target's volumes could not be made ready for a storage copy."""
 
 
 class ProgressStatus(Model):

@@ -100,6 +100,13 @@ MIGRATION: dict[str, Reason] = {
         "The source has the VM and nothing is under way.",
         "What the attempt left on the target is removed; it ends when it is known that nothing begins it any more.",
     ),
+    "CleaningUp": _going(
+        "Stopping",
+        "Clean",
+        "The attempt has ended, and the volumes that were made for its storage copy are being removed.",
+        "It is tried until they are seen to be gone.",
+        "Make the pools that hold them available; or declare a host that is certainly off with spec.outOfService.",
+    ),
     "Resuming": _going(
         "Switching",
         "Run",
@@ -227,6 +234,11 @@ MIGRATION: dict[str, Reason] = {
     "PolicyConflict": _failed("The policy cannot be carried out."),
     "SharedDiskCopy": _failed("A disk that both hosts share would be copied onto itself."),
     "UnknownDisk": _failed("spec.storageCopy names a disk that the VM does not have."),
+    "VolumeInTheWay": _failed(
+        "The target has a volume of the name that a disk's copy is to have; it may be somebody's data.",
+        "Rename or remove it on the target if nobody needs it. " + _ANOTHER,
+    ),
+    "StorageNotReady": _failed("The target's volumes could not be made ready for the storage copy."),
     "NoPeerURI": _failed("The source has no address of the target's libvirt."),
 }
 

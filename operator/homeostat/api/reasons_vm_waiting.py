@@ -231,6 +231,17 @@ VM_WAITING: dict[str, Reason] = {
         _WAIT,
         "Mount the storage or restore the volume.",
     ),
+    "DiskStale": Reason(
+        "Failed",
+        "False",
+        "False",
+        "Disk",
+        "A disk's volume on this host is marked as not being the VM's disk: a migration copied it to another host,"
+        " or was copying it here.",
+        _WAIT,
+        "Bring back the host with the other copy. If that is lost for good, remove the mark from the pool: the VM then"
+        " goes on with what this volume holds.",
+    ),
     "RetainedDisk": Reason(
         "Pending",
         "False",

@@ -13,23 +13,21 @@ the target, without which no migration is begun.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 
 from homeostat.api import actions as act
-from homeostat.api import reasons
 from homeostat.api.meta import condition
-from homeostat.api.migration import IntentStatus, MarksStatus, VirtualMachineMigration
+from homeostat.api.migration import IntentStatus, VirtualMachineMigration
 from homeostat.api.observed import Unknown
 from homeostat.api.virtualmachine import VirtualMachine
-from homeostat.decide.migration_policy import WAIT, Advice
+from homeostat.decide import migration_copy as copies
+from homeostat.decide.migration_case import LOOK_SECONDS, CallEnded, Case, MigrationDecision, MigrationView
 from homeostat.decide.migration_table import (
     HALVES,
     UNTOLD,
     WITHOUT_PROCESS,
-    Row,
     Seen,
     Side,
     evidence,
@@ -39,107 +37,12 @@ from homeostat.decide.migration_table import (
 )
 from homeostat.decide.view import Say
 
-LOOK_SECONDS = 2.0
+__all__ = ["CallEnded", "Case", "MigrationDecision", "MigrationView", "decide", "ended", "in_flight"]
+
 ASK_AGAIN_SECONDS = 10.0
 AT_ONCE = ("11", "11b", "11c")
 """Rows that are Ambiguous at once: both hosts have run the VM."""
 TOO_LATE = ("SwitchingOver", "Confirming", "PostCopying", "PostCopyInterrupted")
-
-
-@dataclass(frozen=True, slots=True)
-class CallEnded:
-    """What the call that migrates said in the end. `refused`: libvirt's words say that nothing was begun.
-
-    `no_post_copy`: that was because the target cannot do post-copy.
-    """
-
-    message: str
-    refused: bool = False
-    no_post_copy: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationView:
-    """All that is known when a migration with an intent is decided on.
-
-    Both hosts were asked after the object was read. `since` is when this pair of observations was first seen
-    (`first_seen`). `calling`: the call that migrates has not returned yet in this process; `ended` what it said,
-    `called` how many seconds ago it was made: a broken post-copy is resumed once that is `resume` seconds.
-    `listed`: the target is among the VM's recorded candidates. `vm_stops` says why the VM is not to run any more, if
-    so. `advice` is what the policy makes of the progress; `request` what to call libvirt with. `untold` is what a host
-    said that was asked for its job and did not tell it; `refused` the number of the row in which the last step was
-    refused, and libvirt's words.
-    """
-
-    source: Side
-    target: Side
-    since: datetime
-    now: datetime
-    grace: float
-    request: act.Migrate
-    calling: bool = False
-    called: float = math.inf
-    resume: float = 30.0
-    ended: CallEnded | None = None
-    listed: bool = True
-    vm_stops: str = ""
-    advice: Advice = WAIT
-    untold: str = ""
-    refused: tuple[str, str] = ("", "")
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationDecision:
-    """What to report (a row of reasons.MIGRATION), the one action to perform, when to look again (seconds).
-
-    `marks` are written before the action is performed, except before a source is frozen, which waits for nothing.
-    """
-
-    say: Say
-    row: Row
-    evidence: str
-    action: act.MigrationAction | None = None
-    marks: MarksStatus | None = None
-    ambiguous: bool = False
-    requeue_after: float | None = LOOK_SECONDS
-
-    @property
-    def finished(self) -> bool:
-        """Whether the attempt has ended."""
-        return reasons.MIGRATION[self.say.reason].ready != "Unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A migration, its intent, what is known, and the row that fits."""
-
-    migration: VirtualMachineMigration
-    intent: IntentStatus
-    view: MigrationView
-    row: Row
-    evidence: str
-
-    @property
-    def marks(self) -> MarksStatus:
-        """What was done so far that a host does not show."""
-        return self.migration.status.marks or MarksStatus()
-
-    @property
-    def stop(self) -> str:
-        """Why the migration is to be stopped; "" when it is not."""
-        if self.migration.metadata.deleting:
-            return "the migration is being deleted"
-        return "spec.abort is Requested" if self.migration.spec.abort else self.view.vm_stops
-
-    @property
-    def settled(self) -> bool:
-        """Whether the same pair has been seen for the grace period."""
-        return self.view.now - self.view.since >= timedelta(seconds=self.view.grace)
-
-    @property
-    def idle(self) -> bool:
-        """Whether neither side has a job."""
-        return job(self.view.source) == job(self.view.target) == "-"
 
 
 def decide(migration: VirtualMachineMigration, intent: IntentStatus, view: MigrationView) -> MigrationDecision:
@@ -276,27 +179,37 @@ def _settle(case: Case) -> MigrationDecision:
         return _say(case, "Arrived", action=act.PersistTarget(case.intent.target, uuid), requeue_after=0.0)
     if isinstance(source, Seen):
         return _after_grace(case, "Arrived", act.UndefineStale(case.intent.source, uuid))
-    return _say(case, "Migrated", requeue_after=None)
+    return _finish(case, "Migrated", moved=True)
 
 
 def _roll_back(case: Case) -> MigrationDecision:
     """The source runs and nothing is under way: not begun yet, or it came to nothing."""
     if isinstance(case.view.target, Seen):
-        return _after_grace(case, "NotMoved", act.UndefineStale(case.intent.target, case.intent.domain_uuid))
+        return _remove_target(case)
     if case.view.calling:
         return _say(case, "Preparing")
-    if not case.stop and case.view.ended is None and case.migration.status.start_time is None:
+    ended = case.view.ended or case.marks.not_prepared
+    if not case.stop and not ended and case.migration.status.start_time is None:
         return _begin(case)
     return _came_to_nothing(case)
+
+
+def _remove_target(case: Case) -> MigrationDecision:
+    """A definition there after a copy was made ready has had the guest run: what it wrote is kept."""
+    decision = _after_grace(case, "NotMoved", act.UndefineStale(case.intent.target, case.intent.domain_uuid))
+    if case.marks.volume_made is None or case.marks.target_ran:
+        return decision
+    return replace(decision, marks=case.marks.model_copy(update={"target_ran": case.view.now}))
 
 
 def _begin(case: Case) -> MigrationDecision:
     """Call libvirt. Calling twice is harmless: libvirt refuses a second migration of a domain that is in one."""
     if kind(case.view.target) == "out":
-        return _say(case, "TargetUnreachable", f"Hypervisor {case.intent.target} is out of service", requeue_after=None)
+        return _finish(case, "TargetUnreachable", f"Hypervisor {case.intent.target} is out of service")
     if not case.view.listed:
         return _say(case, "Preparing", f"Hypervisor {case.intent.target} is being recorded as a candidate of the VM")
-    return _say(case, "Preparing", action=case.view.request, requeue_after=1.0)
+    storage = _volumes(case, "Preparing", copies.prepare)
+    return storage or _say(case, "Preparing", action=case.view.request, requeue_after=1.0)
 
 
 def _came_to_nothing(case: Case) -> MigrationDecision:
@@ -304,13 +217,15 @@ def _came_to_nothing(case: Case) -> MigrationDecision:
     if _may_still_begin(case):
         return _say(case, "NotMoved")
     call, begun = case.view.ended, case.migration.status.start_time is not None
+    if case.marks.not_prepared:
+        return _finish(case, "StorageNotReady", case.marks.not_prepared)
     if case.marks.timed_out:
-        return _say(case, "TimedOut", f"the {case.marks.timed_out.lower()} time-out has passed", requeue_after=None)
+        return _finish(case, "TimedOut", f"the {case.marks.timed_out.lower()} time-out has passed")
     if case.stop:
-        return _say(case, "Aborted", case.stop, requeue_after=None)
+        return _finish(case, "Aborted", case.stop)
     words = call.message if call else case.migration.status.last_message or ""
     reason = "RolledBack" if begun else "NoPostCopy" if call and call.no_post_copy else "Refused"
-    return _say(case, reason, f"libvirt said: {words}" if words else "", requeue_after=None)
+    return _finish(case, reason, f"libvirt said: {words}" if words else "")
 
 
 def _end_source(case: Case) -> MigrationDecision:
@@ -361,7 +276,7 @@ def _down(case: Case) -> MigrationDecision:
     """The VM is down: it may be started again once no call that is still on its way can move it then."""
     if case.view.since >= case.view.now or _may_still_begin(case):
         return _say(case, "RollingBack", requeue_after=1.0)
-    return _say(case, "VMDown", requeue_after=None)
+    return _finish(case, "VMDown")
 
 
 def _may_still_begin(case: Case) -> bool:
@@ -373,7 +288,66 @@ def _may_still_begin(case: Case) -> bool:
 def _ended(case: Case) -> MigrationDecision:
     if isinstance(case.view.source, Seen) and isinstance(case.view.target, Seen):
         return _after_grace(case, "ArrivedThenOff", act.UndefineStale(case.intent.source, case.intent.domain_uuid))
-    return _say(case, "MigratedThenOff", requeue_after=None)
+    return _finish(case, "MigratedThenOff", moved=True)
+
+
+# Storage that is copied
+# ---------------------------------------------------------------------------------------------
+
+
+def _finish(case: Case, reason: str, detail: str = "", *, moved: bool = False) -> MigrationDecision:
+    """The attempt is over when its volumes are in order."""
+    step = copies.complete if moved else copies.clean
+    if (storage := _volumes(case, "Arrived" if moved else "CleaningUp", step)) is not None:
+        return storage
+    left = copies.left(_known(case), moved=moved) if case.intent.copies else ""
+    return _say(case, reason, "; ".join(filter(None, (detail, left))), requeue_after=None)
+
+
+def _volumes(
+    case: Case, reason: str, decide: Callable[[copies.Volumes], copies.Step | None]
+) -> MigrationDecision | None:
+    """The next step with the volumes of disks that are copied, on what their pools show now; None when none is left."""
+    if not case.intent.copies:
+        return None
+    if case.view.volumes is None:
+        return _say(case, reason, look_at_volumes=True, requeue_after=0.0)
+    step, error = decide(_known(case)), case.view.volume_error
+    if step is None:
+        return None
+    if decide is copies.prepare and (step.refused or error):
+        marks = case.marks.model_copy(update={"not_prepared": error or step.detail})
+        return _say(case, reason, error or step.detail, marks=marks, requeue_after=0.0)
+    return _handle(case, reason, step)
+
+
+def _handle(case: Case, reason: str, step: copies.Step) -> MigrationDecision:
+    """Make or remove a volume; what was just refused is asked for again later."""
+    made = isinstance(step.action, act.CreateVolume)
+    asked = case.marks.volume_made if made else case.marks.volume_removed
+    if step.action is None:
+        return _say(case, reason, step.detail)
+    if case.view.refused[0] == case.row.number and asked_lately(asked, case.view.now):
+        return _say(case, reason, f"{step.detail}; libvirt said: {case.view.refused[1]}")
+    marks = case.marks.model_copy(update={"volume_made" if made else "volume_removed": case.view.now})
+    return _say(case, reason, step.detail, action=step.action, marks=marks, requeue_after=0.0)
+
+
+def _known(case: Case) -> copies.Volumes:
+    """A source that was ended, or that went off as migrated, does not count; nor one that is gone."""
+    source, target, marks = case.view.source, case.view.target, case.marks
+    counts = isinstance(source, Seen) and kind(source) != "off-migrated" and marks.ended_source is None
+    silent = {case.intent.source: kind(source), case.intent.target: kind(target)}
+    return copies.Volumes(
+        case.intent,
+        marks,
+        case.view.volumes or {},
+        case.view.now,
+        case.view.grace,
+        frozenset(host for host, what in silent.items() if what in ("unknown", "out")),
+        source_counts=counts,
+        discard=counts and marks.target_ran is None and marks.resolved is None,
+    )
 
 
 # What a person decides
@@ -393,7 +367,7 @@ def _doubt(case: Case) -> MigrationDecision:
     """The target is unknown. A call that was refused, with no job ever seen, has not brought anything there."""
     call = case.view.ended
     if case.migration.status.start_time is None and call is not None and call.refused and case.settled:
-        return _say(case, "TargetUnreachable", f"libvirt said: {call.message}", requeue_after=None)
+        return _finish(case, "TargetUnreachable", f"libvirt said: {call.message}")
     return _ask(case) if case.row.number == "12b" else _wait(case)
 
 

@@ -19,6 +19,7 @@ from homeostat.api.migration import IntentStatus, VirtualMachineMigration
 from homeostat.api.migration_policy import EffectivePolicy
 from homeostat.api.observed import Absent, Domain, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import migration_copy as copies
 from homeostat.decide import migration_policy as policies
 from homeostat.decide import wanted
 from homeostat.decide.migratable import Move, blockers, locked, marker, pools_of, proved, shared, to_be_proved
@@ -33,10 +34,14 @@ MOST_NEXT = 4
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What to ask of hosts before the plan can be made: the VM's domain, and volumes of the named pools of each."""
+    """What to ask of hosts before the plan can be made: the VM's domain, volumes of the named pools of each, and sizes.
+
+    `sizes` names (pool, volume) on the first of the hosts.
+    """
 
     hosts: tuple[str, ...]
     pools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,14 +358,17 @@ def _some(names: list[str], most: int = 3) -> str:
 def _prove(found: Found, target: HostView) -> Plan | None:
     """Have the source mark the pools that both hosts call the same, and see the marks on the target."""
     move = found.move(target)
-    pairs = {name: pools_of(move, name) for name in to_be_proved(move)}
+    pairs, copied = {name: pools_of(move, name) for name in to_be_proved(move)}, copies.pools(move)
     wish = {
-        found.source.name: tuple(here.pool for here, _ in pairs.values() if here),
-        target.name: tuple(there.pool for _, there in pairs.values() if there),
+        found.source.name: tuple(
+            sorted({here.pool for here, _ in pairs.values() if here} | {*copied[found.source.name]})
+        ),
+        target.name: tuple(sorted({there.pool for _, there in pairs.values() if there} | {*copied[target.name]})),
     }
     looked = all(pool in host.volumes for host in (found.source, target) for pool in wish[host.name])
-    if not found.fleet.view.fresh or not looked:
-        return _wait("Accepted", f"to {target.name}", Look((found.source.name, target.name), wish))
+    sizes = copies.sources(move)
+    if not found.fleet.view.fresh or not looked or any(each not in found.source.sizes for each in sizes):
+        return _wait("Accepted", f"to {target.name}", Look((found.source.name, target.name), wish, sizes))
     for name, (here, _) in pairs.items():
         seen = found.source.volumes[here.pool] if here else frozenset[str]()
         if here and not isinstance(seen, Unknown) and marker(found.source.host_uuid) not in seen:
@@ -377,11 +385,13 @@ def _prove(found: Found, target: HostView) -> Plan | None:
 
 def _write(found: Found, target: HostView) -> Plan:
     """The finalizer, then the intent: from then on the VM's own controller does nothing to it."""
-    chosen, migration = policy_of(found, target), found.migration
+    chosen, migration, copied = policy_of(found, target), found.migration, copies.planned(found.move(target))
     if not isinstance(target.answer, Absent) and not _off(target):
         return _end("NotMigratable", f"Hypervisor {target.name} has a domain with the VM's UUID")
     if isinstance(chosen, str):
         return _end("PolicyConflict", chosen)
+    if isinstance(copied, Say):
+        return _end(copied.reason, copied.detail)
     if FINALIZER not in migration.metadata.finalizers:
         return Plan(Say("Accepted", f"to {target.name}"), action=act.AddFinalizer(), requeue_after=0.0)
     post_copy = policies.prepares_post_copy(chosen, post_copy=_post_copy(found, target))
@@ -396,6 +406,7 @@ def _write(found: Found, target: HostView) -> Plan:
         started_paused="Enabled" if chosen.switchover == "Confirmed" else "Disabled",
         locks="Effective" if locked(found.move(target)) else "None",
         post_copy="Enabled" if post_copy else "Disabled",
+        copies=copied,
     )
     say = Say("Preparing", f"from {found.source.name} to {target.name}")
     return Plan(say, found.source.name, target.name, intent, chosen, requeue_after=0.0)

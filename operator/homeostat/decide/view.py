@@ -43,6 +43,7 @@ class HostView:
     free_cpus: int = 0
     free_memory_mib: int = 0
     volumes: Mapping[str, frozenset[str] | Unknown] = field(default_factory=dict)
+    sizes: Mapping[tuple[str, str], int | Unknown] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

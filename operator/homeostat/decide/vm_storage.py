@@ -7,6 +7,7 @@ from homeostat.api import actions as act
 from homeostat.api.observed import Unknown
 from homeostat.api.virtualmachine import Disk
 from homeostat.decide import wanted
+from homeostat.decide.migration_copy import mark_on
 from homeostat.decide.view import Decision, HostView, Look, Say
 from homeostat.decide.vm_case import Case, concerned, do
 from homeostat.decide.vm_retry import backing_off
@@ -24,6 +25,9 @@ def storage(case: Case, host: HostView) -> Decision | None:
         if isinstance(names, Unknown):
             detail = f"pool {volume.pool!r} on Hypervisor {host.name}: {names.message}"
             return Decision(Say("PoolUnavailable", detail), requeue_after=30)
+        if volume.kind != "File" and (mark := mark_on(volume.name, names)) is not None:
+            detail = f"disk {volume.disk!r}: pool {volume.pool!r} on Hypervisor {host.name} has {mark!r}"
+            return Decision(Say("DiskStale", detail), requeue_after=60)
         if volume.name not in names:
             return _absent(case, host, volume, names)
     return None

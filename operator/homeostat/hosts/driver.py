@@ -109,6 +109,9 @@ class Connection(Protocol):
         Those of `examined` (names) are left out when their file proves to be gone.
         """
 
+    async def volume_size(self, pool: str, name: str) -> int:
+        """Virtual size of a volume in bytes, as its file says now. NO_STORAGE_VOL when there is none."""
+
     # Effects
     async def refresh_pool(self, pool: str) -> None:
         """Make libvirt look at the pool's storage again."""

@@ -159,6 +159,11 @@ class LibvirtConnection(Connection):
             lambda virt: reads.volumes(virt.storagePoolLookupByName(pool), examined), self.deadline
         )
 
+    async def volume_size(self, pool: str, name: str) -> int:
+        return await self._storage.call(
+            lambda virt: int(virt.storagePoolLookupByName(pool).storageVolLookupByName(name).info()[1]), self.deadline
+        )
+
     async def refresh_pool(self, pool: str) -> None:
         await self._turns[pool].refresh(lambda: self._store(lambda virt: virt.storagePoolLookupByName(pool).refresh(0)))
 

@@ -48,7 +48,9 @@ async def perform(action: actions.HostAction, connection: Connection, facts: Hos
             assert_never(action)
 
 
-async def perform_migration(action: actions.MigrationAction, connection: Connection) -> None:
+async def perform_migration(
+    action: actions.MigrationAction, connection: Connection, facts: HostFacts | None = None
+) -> None:
     """Carry out an action of a migration on the host that `connection` leads to: see perform.
 
     Migrate and ResumePostCopy return when libvirt's call does, which may take hours; given up on, they go on.
@@ -70,12 +72,8 @@ async def perform_migration(action: actions.MigrationAction, connection: Connect
             await connection.undefine(uuid)
         case actions.PersistTarget(uuid=uuid):
             await _persist(uuid, connection)
-        case actions.Suspend(uuid=uuid):
-            await connection.suspend(uuid)
-        case actions.Resume(uuid=uuid):
-            await connection.resume(uuid)
         case _:
-            assert_never(action)
+            await perform(action, connection, facts)
 
 
 def request(action: actions.Migrate) -> MigrationRequest:

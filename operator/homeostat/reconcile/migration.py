@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,6 +28,7 @@ from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_report as report
 from homeostat.decide.migration import MigrationDecision, MigrationView, asked_lately, decide, ended, first_seen
+from homeostat.decide.migration_copy import Names
 from homeostat.decide.migration_plan import Fleet as PlanFleet
 from homeostat.decide.migration_plan import Plan, request
 from homeostat.decide.migration_plan import plan as decide_plan
@@ -92,6 +93,7 @@ class MigrationReconciler:
         self._lowest: dict[Key, tuple[int, float]] = {}  # the least that was left to copy, and since when
         self._untold: dict[Key, str] = {}  # what a host said first that does not tell its job
         self._refused: dict[Key, tuple[str, str]] = {}  # the row of the last step, when it was refused, and why
+        self._volume_errors: dict[Key, str] = {}  # what libvirt said to the last request for a volume
 
     async def reconcile(self, key: Key) -> Result:
         """Read, plan or go on: look at both hosts, decide, report, perform one action."""
@@ -108,7 +110,12 @@ class MigrationReconciler:
         if self._early(migration, migration.status.intent, vm):
             return Result(ANSWER_SECONDS)
         current = await self._observe(key, seen, migration, migration.status.intent, vm)
-        return await self._carry_out(current, decide(migration, current.intent, current.view))
+        decision = decide(migration, current.intent, current.view)
+        if decision.look_at_volumes:  # the hosts are asked again: that can take long
+            volumes = await self._volumes(current.intent)
+            current = await self._observe(key, seen, migration, current.intent, vm, volumes)
+            decision = decide(migration, current.intent, current.view)
+        return await self._carry_out(current, decision)
 
     # Reading
 
@@ -145,6 +152,7 @@ class MigrationReconciler:
         self._calls.forget(key)
         self._lowest.pop(key, None)
         self._untold.pop(key, None)
+        self._volume_errors.pop(key, None)
         self._refused.pop(key, None)
 
     # Planning
@@ -197,7 +205,7 @@ class MigrationReconciler:
             await perform(action, informer.connection, informer.answer.facts)
         except HostError as error:
             why = f"pool {action.pool} of {action.host} could not be marked: {error.message}"
-            if isinstance(error, HostUnreachable) or error.code == STORAGE_VOL_EXIST:
+            if not _final(error):
                 raise Retry(why) from error
             plan = Plan(Say("NotMigratable", f"StorageNotProved: {why}"))
             await self._write(migration, seen, report.planned(migration, plan, self._now()))
@@ -212,6 +220,7 @@ class MigrationReconciler:
         migration: VirtualMachineMigration,
         intent: IntentStatus,
         vm: VirtualMachine | None,
+        volumes: Mapping[tuple[str, str], Names] | None = None,
     ) -> Pass:
         """Ask the source, then the target: one that has nothing after the other was seen without a job gets nothing."""
         told, now = migration.status.decision, self._now()
@@ -235,6 +244,8 @@ class MigrationReconciler:
             advice=advise(policy, progress) if progress else WAIT,
             untold=self._untold_of(key, (intent.source, source, job), (intent.target, target, other)),
             refused=self._refused.get(key, ("", "")),
+            volumes=volumes,
+            volume_error=self._volume_errors.get(key, ""),
         )
         return Pass(key, seen, migration, intent, view, progress, asyncio.get_running_loop().time())
 
@@ -245,6 +256,17 @@ class MigrationReconciler:
             self._untold.pop(key, None)
             return ""
         return self._untold.setdefault(key, words[0])
+
+    async def _volumes(self, intent: IntentStatus) -> dict[tuple[str, str], Names]:
+        """What is in the pools of disks that are copied: first on the source, whose marks no target may show."""
+        sources = [(intent.source, intent.source_uuid, copy.source_pool) for copy in intent.copies]
+        targets = [(intent.target, intent.target_uuid, copy.target_pool) for copy in intent.copies]
+        names: dict[tuple[str, str], Names] = {}
+        for host, host_uuid, pool in dict.fromkeys([*sources, *targets]):
+            hypervisor = self._fleet.speaking_for(host, host_uuid)
+            name = hypervisor.metadata.name if hypervisor else ""
+            names[host, pool] = await observe.everything(self._fleet, name, pool)
+        return names
 
     def _request(
         self, migration: VirtualMachineMigration, intent: IntentStatus, policy: EffectivePolicy
@@ -316,16 +338,19 @@ class MigrationReconciler:
         if informer is None or informer.connection is None:
             raise Retry(f"Hypervisor {host} is not connected")
         log.info("%s on %s", type(action).__name__, host, extra={"action": type(action).__name__})
-        call = perform_migration(action, informer.connection)
+        call = perform_migration(action, informer.connection, informer.answer.facts)
         if isinstance(action, LONG):
             self._calls.begin(current.key, call)
             return
+        self._volume_errors.pop(current.key, None)
         try:
             await call
             self._refused.pop(current.key, None)
         except HostError as error:
             self._refused[current.key] = decision.row.number, error.message
             log.info("%s was refused, or not answered: %s", type(action).__name__, error.message)
+            if isinstance(action, act.CreateVolume) and _final(error):
+                self._volume_errors[current.key] = error.message
 
     # Reporting
 
@@ -409,6 +434,11 @@ class MigrationReconciler:
             return await change(VirtualMachineMigration, seen, FINALIZER)
         except (ApiError, ApiUnreachable) as error:
             raise Retry(f"the finalizer could not be changed: {error}") from error
+
+
+def _final(error: HostError) -> bool:
+    """Whether a volume was refused: not when it may have been made."""
+    return not isinstance(error, HostUnreachable) and error.code != STORAGE_VOL_EXIST
 
 
 def _key(migration: VirtualMachineMigration) -> Key:

@@ -82,18 +82,38 @@ async def look_at_pools(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: mi
     """The view with hosts asked now for the VM's domain, and for all that is in the pools named for each."""
     view = await look(fleet, vm, view, Look(wish.hosts))
     asked = await asyncio.gather(*(_filled(fleet, view.hosts[name], pools) for name, pools in wish.pools.items()))
-    return replace(view, hosts={**view.hosts, **{host.name: host for host in asked}})
+    hosts = {**view.hosts, **{host.name: host for host in asked}}
+    if wish.sizes:
+        source = wish.hosts[0]
+        sizes = {(pool, name): await _size(fleet, source, pool, name) for pool, name in wish.sizes}
+        hosts[source] = replace(hosts[source], sizes=sizes)
+    return replace(view, hosts=hosts)
 
 
 async def _filled(fleet: Fleet, host: HostView, pools: Iterable[str]) -> HostView:
     """The view of a host with all that is in some of its pools."""
-    found = {pool: await _everything(fleet, host.name, pool) for pool in pools}
+    found = {pool: await everything(fleet, host.name, pool) for pool in pools}
     return replace(host, volumes={**host.volumes, **found})
 
 
-async def _everything(fleet: Fleet, host: str, pool: str) -> frozenset[str] | Unknown:
+async def _size(fleet: Fleet, host: str, pool: str, volume: str) -> int | Unknown:
+    connection = _connection(fleet, host)
+    if connection is None:
+        return Unknown("HostUnreachable", "the host does not answer")
+    try:
+        return await connection.volume_size(pool, volume)
+    except HostError as error:
+        return Unknown("VolumeUnavailable", error.message)
+
+
+def _connection(fleet: Fleet, host: str) -> Connection | None:
+    informer = fleet.informers.get(host)
+    return informer.connection if informer else None
+
+
+async def everything(fleet: Fleet, host: str, pool: str) -> frozenset[str] | Unknown:
     """Names of all volumes of a pool, after a refresh: what another host has made is not in libvirt's list before."""
-    connection = fleet.informers[host].connection
+    connection = _connection(fleet, host)
     if connection is None:
         return Unknown("HostUnreachable", "the host does not answer")
     try:

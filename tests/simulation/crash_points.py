@@ -121,6 +121,17 @@ def _migrate(world: World) -> object:
     return world.apply("vmmig", "go", {"vmRef": {"name": "web"}}, namespace="default")
 
 
+async def _with_a_local_disk(world: World) -> None:
+    world.vm("web", disks=[DISK | {"pool": "local"}])
+    await world.running("web")
+    await world.settle(90)
+
+
+def _migrate_with_its_disk(world: World) -> object:
+    copy = {"type": "Full", "disks": ["root"]}
+    return world.apply("vmmig", "go", {"vmRef": {"name": "web"}, "storageCopy": copy}, namespace="default")
+
+
 def _move(world: World) -> object:
     return world.edit("vm", "web", runStrategy="Always", placement={"host": "h1"})
 
@@ -133,6 +144,7 @@ SCENARIOS = (
     Scenario("reschedule", _halted, _move, _moved),
     Scenario("delete", _with_two_disks, lambda w: w.delete("vm", "web"), _gone),
     Scenario("migrate", _running, _migrate, _migrated, stride=11),
+    Scenario("copy", _with_a_local_disk, _migrate_with_its_disk, _migrated, stride=13),
 )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from homeostat.api.meta import FINALIZER
 from homeostat.decide.migratable import marker
+from homeostat.decide.migration_copy import mark_on
 from tests.simulation import libvirt_xml
 
 if TYPE_CHECKING:
@@ -175,9 +176,18 @@ class Invariants:
         for place, _ in self._files():
             owned = any(_uuid(vm) in place[1] and place in used | self._of(vm) for vm in self._vms())
             owned = owned or place[1] in MARKERS  # by which storage is known again on another host
+            owned = owned or self._is_stale(place)
+            if place in used and mark_on(place[1], self.world.storages[place[0]].files):
+                found.append(f"{place[1]} on {place[0]} is in use, and marked as not being the VM's disk")
             if not (owned or place in used | self.kept.keys() | self.retained or place[1] in self.world.effects.late):
                 found.append(f"{place[1]} on {place[0]} is nobody's")
         return found
+
+    def _is_stale(self, place: tuple[str, str]) -> bool:
+        """A disk's old copy, which stays when its VM has gone elsewhere with its disks, or the mark on it."""
+        names = self.world.storages[place[0]].files
+        marks = {name: mark for name in names if (mark := mark_on(name, names)) is not None}
+        return ".stale-" in marks.get(place[1], "") or (".stale-" in place[1] and place[1] in marks.values())
 
     def _of(self, vm: Object) -> set[tuple[str, str]]:
         """Volumes by the name a VM's disks have, when there is no definition that says so."""

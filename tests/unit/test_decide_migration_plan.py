@@ -20,6 +20,7 @@ from homeostat.api.migration_policy import EffectivePolicy
 from homeostat.api.observed import Absent, Answer, Pool, Present, Traits, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
+from homeostat.decide import wanted
 from homeostat.decide.migratable import condition, marker
 from homeostat.decide.migration_plan import Fleet, behind, plan, request
 from homeostat.decide.view import HostView, Say, VMView
@@ -180,10 +181,16 @@ def test_a_storage_copy_that_makes_no_sense(copy: dict[str, Any], reason: str) -
 
 def test_a_local_disk_goes_when_it_is_copied_and_the_storage_is_then_checked_by_libvirt() -> None:
     local = spec(pools=[POOL | {"storageID": None}])
-    known = fleet(host("a", running(machine()), spec=local), host("b", spec=local))
+    volume = wanted.volume_name(machine(), machine().spec.disks[0])
     of = migration(storageCopy={"type": "Full", "disks": ["root"]})
-    found = plan(of, machine(), known)
+    first = plan(of, machine(), fleet(host("a", running(machine()), spec=local), host("b", spec=local)))
+    assert first.look is not None
+    assert first.look.sizes == (("default", volume),)
+    source = host("a", running(machine()), spec=local, sizes={("default", volume): 5})
+    found = plan(of, machine(), fleet(source, host("b", spec=local)))
     assert found.intent is not None
+    (copy,) = found.intent.copies
+    assert (copy.volume, copy.source_pool, copy.target_pool, copy.size_bytes) == (volume, "default", "default", 5)
     assert found.policy is not None
     asked = request(of, found.intent, found.policy, local)
     assert (asked.copy, asked.copy_disks, asked.unsafe) == ("Full", ("ua-disk-root",), False)

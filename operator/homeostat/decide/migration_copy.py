@@ -14,6 +14,7 @@ the source's mark. All others are in the way, and the attempt ends.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,13 +38,17 @@ def mark_on(volume: str, names: Iterable[str]) -> str | None:
 
 
 def stale_mark(volume: str, intent: IntentStatus) -> str:
-    """Name of the mark on the source's volume. Its parts are of the domain's UUID and of the migration's UID."""
-    return f"{volume}.stale-{intent.domain_uuid[:8]}-{intent.attempt[:8]}"
+    """Name of the mark on the source's volume: with a digest of the domain's UUID, and one of the migration's UID."""
+    return f"{volume}.stale-{_digest(intent.domain_uuid)}-{_digest(intent.attempt)}"
 
 
 def incoming_mark(volume: str, intent: IntentStatus) -> str:
     """Name of the mark on the target's volume."""
-    return f"{volume}.incoming-{intent.domain_uuid[:8]}-{intent.attempt[:8]}"
+    return f"{volume}.incoming-{_digest(intent.domain_uuid)}-{_digest(intent.attempt)}"
+
+
+def _digest(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
 
 def _marks(volume: str, names: Iterable[str], domain_uuid: str | None = None) -> Iterator[str]:
@@ -51,7 +56,7 @@ def _marks(volume: str, names: Iterable[str], domain_uuid: str | None = None) ->
     pattern = re.compile(re.escape(volume) + _MARK)
     for name in sorted(names):
         found = pattern.fullmatch(name)
-        if found and (domain_uuid is None or found[1] == domain_uuid[:8]):
+        if found and (domain_uuid is None or found[1] == _digest(domain_uuid)):
             yield name
 
 
@@ -206,12 +211,12 @@ def prepare(known: Volumes) -> Step | None:
 
 def clean(known: Volumes) -> Step | None:
     """The next step after an attempt that came to nothing; None when nothing of it is left that can be removed."""
-    return _each(known, _clean)
+    return _waited(known, known.marks.volume_made) or _each(known, _clean)
 
 
 def complete(known: Volumes) -> Step | None:
     """The next step after the VM has come to the target; None when the target's copy alone can be started from."""
-    return _each(known, _complete)
+    return _waited(known, known.marks.volume_made) or _each(known, _complete)
 
 
 def _each(known: Volumes, decide: Callable[[_Disk], Step | None]) -> Step | None:
@@ -251,31 +256,26 @@ def _prepare(disk: _Disk) -> Step | None:
         return disk.remove(disk.volume if disk.volume in disk.there else disk.earlier[0])
     if disk.volume in disk.there:
         return None
-    return _waited(disk, disk.known.marks.volume_removed) or disk.make()
+    return _waited(disk.known, disk.known.marks.volume_removed) or disk.make()
 
 
 def _clean(disk: _Disk) -> Step | None:
     known = disk.known
     if disk.incoming in disk.there and disk.stale not in disk.there:
-        ours = disk.volume in disk.there and not disk.earlier
-        if not ours:
-            return disk.remove(disk.incoming) if disk.volume in disk.there else _sweep(disk)
+        if disk.volume not in disk.there:
+            return disk.remove((disk.earlier or [disk.incoming])[0])
+        if disk.earlier:  # the volume is not this attempt's
+            return disk.remove(disk.incoming)
         if known.discard:
-            return _waited(disk, known.marks.volume_made) or disk.remove(disk.volume)
+            return disk.remove(disk.volume)
     return disk.remove(disk.stale, source=True) if disk.stale in disk.here and known.source_counts else None
 
 
-def _sweep(disk: _Disk) -> Step:
-    """Marks of a volume that is not there; this attempt's goes last, and no call that is on its way makes it again."""
-    waits = _waited(disk, disk.known.marks.volume_made)
-    return waits or disk.remove((disk.earlier or [disk.incoming])[0])
-
-
-def _waited(disk: _Disk, mark: datetime | None) -> Step | None:
-    """A call of an operator that has died since may still be carried out: not after the grace period."""
-    if mark is None or (disk.known.now - mark).total_seconds() >= disk.known.grace:
+def _waited(known: Volumes, mark: datetime | None) -> Step | None:
+    """A call of an operator that has died since may still be carried out, and would make again what is removed."""
+    if mark is None or (known.now - mark).total_seconds() >= known.grace:
         return None
-    return Step(f"disk {disk.copy.disk!r}: the grace period is waited for")
+    return Step("what was asked of the hosts last is given the grace period to be carried out")
 
 
 def _complete(disk: _Disk) -> Step | None:

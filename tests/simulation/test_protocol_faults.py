@@ -109,7 +109,11 @@ async def test_without_locks_one_that_runs_twice_is_frozen_and_named_and_nothing
 ) -> None:
     twice: list[str] = []
     violated = world.effects.violated
-    world.effects.violated = lambda why: twice.append(why) if TWICE.search(why) else violated(why)  # type: ignore[method-assign]
+
+    def note(sentence: str) -> None:
+        (twice.append if TWICE.search(sentence) else violated)(sentence)
+
+    world.effects.violated = note  # type: ignore[method-assign]
     reason, row = await _drill(world, point, fault, "Automatic")
     if not twice:
         await _at_rest(world, reason, row)

@@ -90,16 +90,19 @@ def _here(case: Case, place: Place) -> Decision:
 def _migrating(case: Case, migration: VirtualMachineMigration) -> Decision:
     """Hands off, but for recording where the VM may be: only a migration whose target is recorded is begun."""
     vm = case.vm
+    say = _said_of_migration(case, migration)
     missing = [host for host in _ends(case, migration) if not listed(vm, host)]
     if missing:
         recorded = (act.Candidate(each.hypervisor, each.uid, each.host_uuid) for each in vm.status.candidates)
-        return Decision(Say("Migrating"), act.RecordCandidates((*recorded, *map(candidate_of, missing))))
-    if FINALIZER not in vm.metadata.finalizers:
-        return Decision(Say("Migrating"), act.AddFinalizer())
+        return Decision(say, act.RecordCandidates((*recorded, *map(candidate_of, missing))))
+    return Decision(say, None if FINALIZER in vm.metadata.finalizers else act.AddFinalizer())
+
+
+def _said_of_migration(case: Case, migration: VirtualMachineMigration) -> Say:
     detail = f"VirtualMachineMigration {migration.metadata.name} moves it"
     if not any(place.domain.state in RUNNING_STATES for place in case.where.ours):
-        return Decision(Say("MigrationUnclear", detail))
-    return Decision(Say("MigrationFirst" if stopping(vm) else "Migrating", detail))
+        return Say("MigrationUnclear", detail)
+    return Say("MigrationFirst" if stopping(case.vm) else "Migrating", detail)
 
 
 def _ends(case: Case, migration: VirtualMachineMigration) -> list[HostView]:

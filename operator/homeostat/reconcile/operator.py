@@ -30,6 +30,9 @@ from homeostat.runtime.controller import Controller, Key
 
 log = logging.getLogger(__name__)
 
+FIGURES_SECONDS = 1.0
+"""How long a host's own reconcile waits after a domain has changed: it sums up over all of them."""
+
 
 class Operator:
     """Everything of one operator process but its lease, its HTTP endpoints and its signals."""
@@ -184,7 +187,7 @@ class Operator:
         """Something changed on a host: look at these domains' VMs, or at all VMs."""
         if self.vms is None or self.hypervisors is None:
             return
-        self.hypervisors.queue.add(("", hypervisor))
+        self.hypervisors.queue.add_after(("", hypervisor), FIGURES_SECONDS if uuids else 0.0)
         if uuids is None:
             for key in list(self.fleet.vms):
                 self._wake_vm(key, resync=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from pathlib import Path
 
 from homeostat.api import reasons
 from homeostat.api.reason import Reason
 from homeostat.decide import migration_table, runstrategy
 from homeostat.hosts.reasons import SENTENCES
-from homeostat.reconcile.settings import Settings
+from homeostat.reconcile.settings import Settings, numbers
 
 DOCS = Path(__file__).parent.parent / "docs"
 _BLOCK = re.compile(r"<!-- generated: (?P<name>[a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -220,9 +219,7 @@ def run_strategies(*, served: bool, power_state: str = "Running") -> str:
 
 def settings() -> str:
     """Return the table of settings with their shipped defaults."""
-    return table(
-        ("Setting", "Default"), ((f"`{item.name}`", f"{getattr(Settings(), item.name):g}") for item in fields(Settings))
-    )
+    return table(("Setting", "Default"), ((f"`{name}`", f"{value:g}") for name, value in numbers().items()))
 
 
 def coverage_count() -> str:

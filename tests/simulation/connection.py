@@ -26,7 +26,13 @@ CONNECT_SECONDS = 60.0
 REQUESTS_AT_ONCE = {"observe": 3, "storage": 4, "effects": 8, "agent": 4, "jobs": 4, "migrations": 64}
 """How many calls of a kind are under way at a time; further ones wait."""
 
-ROLES = {"addresses": "agent", "job": "jobs", "migrate": "migrations", "resume_post_copy": "migrations"}
+ROLES = {
+    "addresses": "agent",
+    "job": "jobs",
+    "reach": "migrations",
+    "migrate": "migrations",
+    "resume_post_copy": "migrations",
+}
 ROLES |= dict.fromkeys(("pool", "volumes", "refresh_pool", "create_volume", "delete_volume"), "storage")
 DEADLINE_SECONDS, LONG_DEADLINE_SECONDS, AGENT_DEADLINE_SECONDS = 60.0, 180.0, 20.0
 
@@ -288,6 +294,12 @@ class SimulatedConnection:
 
         result: Job | None = await self._call("job", ask)
         return result
+
+    async def reach(self, uuid: str, peer: str) -> None:
+        try:
+            await self._call("reach", lambda: migration.reach(self.host, uuid, peer))
+        except HostError as error:
+            raise classified(error) from None
 
     async def migrate(self, uuid: str, request: MigrationRequest) -> None:
         await self._move("migrate", lambda: migration.migrate(self.host, uuid, request), uuid)

@@ -124,20 +124,7 @@ class Migration:
             self._release()
 
     async def _connect(self) -> None:
-        host = self.source.peers.get(self.request.peer)
-        if host is None:
-            raise HostError(driver.SYSTEM_ERROR, "Unable to resolve address: Name or service not known", RPC_DOMAIN)
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await self.source.linked.wait()
-                await host.linked.wait()
-        except TimeoutError:
-            what = f"unable to connect to server at '{host.name}:16509': Connection timed out"
-            raise HostError(driver.SYSTEM_ERROR, what, RPC_DOMAIN) from None
-        await host.thawed.wait()
-        if not host.daemon_up:
-            what = f"unable to connect to server at '{host.name}:16509': Connection refused"
-            raise HostError(driver.SYSTEM_ERROR, what, RPC_DOMAIN)
+        host = await _connected(self.source, self.request.peer)
         if host is self.source:
             what = f"internal error: Attempt to migrate guest to the same host {host.facts.host_uuid}"
             raise HostError(driver.INTERNAL_ERROR, what, QEMU_DOMAIN)
@@ -405,6 +392,34 @@ def _alias(disk: libvirt_xml.Element) -> str:
 
 def _failed(what: str) -> HostError:
     return HostError(driver.OPERATION_FAILED, f"operation failed: {what}", QEMU_DOMAIN)
+
+
+async def _connected(source: Machine, peer: str) -> Machine:
+    """The machine that a host's daemon is connected to when it connects to a peer."""
+    host = source.peers.get(peer)
+    if host is None:
+        raise HostError(driver.SYSTEM_ERROR, "Unable to resolve address: Name or service not known", RPC_DOMAIN)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await source.linked.wait()
+            await host.linked.wait()
+    except TimeoutError:
+        what = f"unable to connect to server at '{host.name}:16509': Connection timed out"
+        raise HostError(driver.SYSTEM_ERROR, what, RPC_DOMAIN) from None
+    await host.thawed.wait()
+    if not host.daemon_up:
+        what = f"unable to connect to server at '{host.name}:16509': Connection refused"
+        raise HostError(driver.SYSTEM_ERROR, what, RPC_DOMAIN)
+    return host
+
+
+async def reach(host: Machine, uuid: str, peer: str) -> None:
+    """Connection.reach."""
+    record = host.find(uuid)
+    if record.doing is not None:
+        raise invalid(f"another migration job is already running for domain '{record.name}'")
+    async with host.job(record):
+        await _connected(host, peer)
 
 
 async def migrate(host: Machine, uuid: str, request: MigrationRequest) -> None:

@@ -78,6 +78,13 @@ def test_libvirt_is_asked_when_the_target_is_on_record_and_has_nothing() -> None
     assert shown(RUNS, OUT, begun=False).say.reason == "TargetUnreachable"
 
 
+def test_a_call_that_has_just_begun_or_just_come_to_nothing_is_called_what_it_is() -> None:
+    assert shown(RUNS, INCOMING, begun=False, calling=True).say.reason == "Preparing"
+    assert shown(RUNS, INCOMING, calling=True).say.reason == "RollingBack"
+    assert shown(RUNS, INCOMING, begun=False).say.reason == "RollingBack"
+    assert shown(RUNS, GONE, calling=True).say.reason == "NotMoved"
+
+
 def test_a_stale_definition_on_the_target_is_removed_before() -> None:
     assert shown(RUNS, OFF, SHORT, begun=False).action is None
     assert shown(RUNS, OFF, begun=False).action == act.UndefineStale("b", UID)

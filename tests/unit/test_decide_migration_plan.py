@@ -22,6 +22,7 @@ from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
 from homeostat.decide import wanted
 from homeostat.decide.migratable import condition, marker
+from homeostat.decide.migration_peers import Peers, peer_uri
 from homeostat.decide.migration_plan import Fleet, behind, plan, request
 from homeostat.decide.view import HostView, Say, VMView
 from tests.unit import test_decide_vm as vms
@@ -60,7 +61,10 @@ def migration(name: str = "move", created: str = "2026-01-01T00:00:00Z", **field
 
 
 def fleet(*hosts: HostView, others: tuple[VirtualMachineMigration, ...] = (), most: int = 10, **fields: Any) -> Fleet:
-    return Fleet(vms.view(*hosts, fresh=fields.pop("fresh", True)), others, most, NOW, **fields)
+    uris = {one.host_uuid: peer_uri(one.spec) for one in hosts}
+    reached = {Peers(one, other, uri): "" for one in uris for other, uri in uris.items()}
+    view = vms.view(*hosts, fresh=fields.pop("fresh", True))
+    return Fleet(view, others, most, NOW, **({"reached": reached} | fields))
 
 
 def pair(vm: VirtualMachine, *more: HostView, **fields: Any) -> Fleet:
@@ -232,7 +236,8 @@ def test_libvirt_is_asked_for_what_the_policy_and_the_target_say() -> None:
     assert found.policy is not None
     asked = request(migration(), found.intent, found.policy, there)
     assert (asked.host, asked.uuid) == ("a", vms.UID)
-    assert (asked.peer, asked.address, asked.ports) == (there.migration.peer_uri, "b.example", (50000, 50009))
+    assert (asked.peer, asked.address, asked.port) == (there.migration.peer_uri, "b.example", found.intent.port)
+    assert 50000 <= asked.port <= 50009
     assert (asked.bandwidth_mib, asked.connections, asked.compression, asked.tls) == (1024, 4, "zstd", True)
     assert (asked.max_downtime_ms, asked.start_paused, asked.post_copy, asked.unsafe) == (10, False, False, True)
     named = request(migration(), found.intent, found.policy, spec(migration={"address": "198.51.100.9"}))
@@ -270,16 +275,87 @@ def test_the_roomiest_host_that_fits_is_taken_and_a_busy_one_only_if_all_are() -
     assert plan(to_rack, machine(), labeled).target == "c"
 
 
+# Connection
+
+
+URI = "qemu+tcp://198.51.100.1/system"
+
+
+def peers(one: str, other: str) -> Peers:
+    """Return two hosts, and the URI that all hosts here have."""
+    return Peers(vms.UUIDS[one], vms.UUIDS[other], URI)
+
+
+def test_before_the_first_migration_between_two_hosts_their_connection_is_tried() -> None:
+    known = pair(machine(), reached={})
+    found = plan(migration(**TO_B), machine(), known)
+    assert (found.intent, found.action, found.say.reason) == (None, None, "Accepted")
+    assert found.reach is not None
+    assert (found.reach.host, found.reach.uuid, found.reach.peers) == ("a", vms.UID, peers("a", "b"))
+    assert plan(migration(**TO_B), machine(), replace(known, reached={peers("a", "b"): ""})).intent is not None
+    other = replace(known, reached={peers("a", "b")._replace(uri="qemu+tcp://198.51.100.9/system"): ""})
+    assert plan(migration(**TO_B), machine(), other).reach is not None
+
+
+def test_a_target_that_the_source_cannot_connect_to_is_told_in_libvirts_words() -> None:
+    known = pair(machine(), reached={peers("a", "b"): "Connection refused"})
+    assert refused(migration(**TO_B), machine(), known) == ("PeerUnreachable", f"a to {URI}: Connection refused")
+
+
+def test_where_no_target_is_named_one_is_taken_that_can_be_connected_to() -> None:
+    hosts = (host("a", running(machine())), host("b", free_memory_mib=9000), host("c", free_memory_mib=5000))
+    words = "Connection refused"
+    assert plan(migration(), machine(), fleet(*hosts)).target == "b"
+    known = fleet(*hosts, reached={peers("a", "b"): words, peers("a", "c"): ""})
+    assert plan(migration(), machine(), known).target == "c"
+    tried = plan(migration(), machine(), fleet(*hosts, reached={peers("a", "b"): words}))
+    assert tried.reach is not None
+    assert tried.reach.peers == peers("a", "c")
+    known = fleet(*hosts, reached={peers("a", "b"): words, peers("a", "c"): "no route"})
+    reason, detail = refused(migration(), machine(), known)
+    assert (reason, words in detail, "no route" in detail) == ("NoTarget", True, True)
+
+
+# Ports
+
+
+def test_each_vm_on_its_way_to_a_host_has_a_port_of_its_own() -> None:
+    ports = spec(migration={"ports": {"first": 50000, "last": 50001}, "maxInbound": 5})
+    hosts = (host("a", running(machine())), host("b", spec=ports))
+    first = plan(migration(), machine(), fleet(*hosts)).intent
+    assert first is not None
+    assert first.port in (50000, 50001)
+    taken = moving("m1", "c", "b", port=first.port)
+    second = plan(migration(), machine(), fleet(*hosts, others=(taken,))).intent
+    assert second is not None
+    assert {first.port, second.port} == {50000, 50001}
+    both = (taken, moving("m2", "c", "b", port=second.port))
+    waits = plan(migration(), machine(), fleet(*hosts, others=both))
+    assert (waits.say.reason, waits.intent) == ("Queued", None)
+    assert waits.say.detail == "all spec.migration.ports of Hypervisor b are taken, behind shop/m1, shop/m2"
+    elsewhere = moving("m1", "b", "a", port=first.port)
+    third = plan(migration(), machine(), fleet(*hosts, others=(elsewhere,))).intent
+    assert third is not None
+    assert third.port == first.port
+
+
+def test_without_ports_the_target_chooses() -> None:
+    intent = plan(migration(), machine(), pair(machine())).intent
+    assert intent is not None
+    assert intent.port is None
+
+
 # Turns
 
 
-def moving(name: str, source: str, target: str, vm: str = "") -> VirtualMachineMigration:
+def moving(name: str, source: str, target: str, vm: str = "", port: int | None = None) -> VirtualMachineMigration:
     """Return a migration of some VM that is under way."""
     intent = {
         "source": source,
         "sourceUUID": vms.UUIDS["a"],
         "target": target,
-        "targetUUID": vms.UUIDS["b"],
+        "targetUUID": vms.UUIDS[target] if port else vms.UUIDS["b"],
+        "port": port,
         "attempt": name,
         "domainUUID": vms.UID,
         "time": "2026-01-01T00:00:00Z",

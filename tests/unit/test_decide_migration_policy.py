@@ -240,6 +240,16 @@ def test_the_migration_goes_before_the_host_and_the_host_before_the_default() ->
     assert bandwidth_mib(policy()) == 0
 
 
+def test_what_holds_everywhere_goes_before_the_default_and_after_the_host() -> None:
+    everywhere = {"bandwidth": "10Mi", "maxDowntimeMilliseconds": 10, "progressTimeoutSeconds": 10}
+    host = {"bandwidth": "20Mi", "maxDowntimeMilliseconds": 20}
+    given = [MigrationPolicy.model_validate(each) for each in ({"bandwidth": "30Mi"}, host, everywhere)]
+    found = effective(*given, target_tls=False, post_copy=False)
+    assert isinstance(found, EffectivePolicy)
+    assert (found.bandwidth, found.max_downtime_milliseconds, found.progress_timeout_seconds) == ("30Mi", 20, 10)
+    assert found.completion_timeout_seconds_per_gib == 150
+
+
 @pytest.mark.parametrize(("mode", "on_timeout"), [("PreCopy", "Abort"), ("PostCopy", "PostCopy"), ("Auto", "PostCopy")])
 def test_what_is_done_at_a_time_out_follows_from_the_mode(mode: str, on_timeout: str) -> None:
     assert policy(mode=mode).on_timeout == on_timeout
@@ -250,3 +260,6 @@ def test_two_policies_that_contradict_each_other_are_told() -> None:
     found = effective(MigrationPolicy.model_validate({"mode": "Auto"}), host, target_tls=False, post_copy=True)
     assert isinstance(found, str)
     assert "parallelConnections above 1 needs mode PreCopy" in found
+    found = effective(None, MigrationPolicy.model_validate({"mode": "Auto"}), host, target_tls=False, post_copy=True)
+    assert isinstance(found, str)
+    assert found.startswith("with the source's spec.migration.policy and the operator's --migration-policy: parallel")

@@ -204,6 +204,9 @@ class Link:
         await self._ask("job")
         return self.host.jobs.get(uuid)
 
+    async def reach(self, uuid: str, peer: str) -> None:
+        raise NotImplementedError
+
     async def migrate(self, uuid: str, request: MigrationRequest) -> None:
         raise NotImplementedError
 

@@ -9,7 +9,14 @@ import pytest
 from homeostat.api import actions as act
 from homeostat.hosts.driver import HostError, HostUnreachable
 from homeostat.hosts.jobs import flags, parameters
-from homeostat.hosts.migration import MigrationAborted, MigrationRefused, MigrationRequest, PostCopyRefused, classified
+from homeostat.hosts.migration import (
+    MigrationAborted,
+    MigrationRefused,
+    MigrationRequest,
+    PeerUnreachable,
+    PostCopyRefused,
+    classified,
+)
 from homeostat.hosts.perform import request
 
 pytestmark = pytest.mark.unit
@@ -81,9 +88,13 @@ def test_a_copy_of_no_disk_would_copy_all_and_is_no_request(copy: str) -> None:
     ("code", "domain", "message", "kind"),
     [
         (81, 10, "Unsafe migration: Migration without shared storage is unsafe", MigrationRefused),
-        (38, 7, "unable to connect to server at '198.51.100.250:16509': Connection refused", MigrationRefused),
-        (38, 7, "Unable to resolve address 'x' service '16509': Name or service not known", MigrationRefused),
-        (38, 7, "Cannot read CA certificate '/etc/pki/CA/cacert.pem': No such file or directory", MigrationRefused),
+        (38, 7, "unable to connect to server at '198.51.100.250:16509': Connection refused", PeerUnreachable),
+        (38, 7, "Unable to resolve address 'x' service '16509': Name or service not known", PeerUnreachable),
+        (38, 7, "Cannot read CA certificate '/etc/pki/CA/cacert.pem': No such file or directory", PeerUnreachable),
+        (38, 7, "The client certificate /etc/pki/libvirt/clientcert.pem has expired", PeerUnreachable),
+        (45, 7, "authentication failed: Failed to verify peer's certificate", PeerUnreachable),
+        (45, 7, "authentication failed: TLS handshake failed Error in the pull function.", PeerUnreachable),
+        (27, 5, "XML error: expecting root element of 'domain', not 'none'", HostError),
         (55, 10, "Requested operation is not valid: another migration job is already running for domain 'x'",
          MigrationRefused),
         (1, 10, "internal error: Attempt to migrate guest to the same host c7abae74", MigrationRefused),

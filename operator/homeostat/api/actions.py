@@ -171,16 +171,17 @@ Action = HostAction | ObjectAction
 class Migrate:
     """Have the source's libvirt move a running domain, peer to peer. Seen in both hosts' states and jobs only.
 
-    `peer` is the target's libvirt as the source's daemon reaches it, `address` where its QEMU sends memory to.
-    `compression` is in libvirt's word, `connections` are parallel ones, bandwidth is in MiB a second: 0 and "" ask for
-    none. `copy_disks` are the aliases of the disks to be copied, `copy` None, Full or Incremental.
+    `peer` is the target's libvirt as the source's daemon reaches it, `address` and `port` (0: the target chooses) where
+    its QEMU sends memory to. `compression` is in libvirt's word, `connections` are parallel ones, bandwidth is in MiB a
+    second: 0 and "" ask for none. `copy_disks` are the aliases of the disks to be copied, `copy` None, Full or
+    Incremental.
     """
 
     host: str
     uuid: str
     peer: str
     address: str = ""
-    ports: tuple[int, int] | None = None
+    port: int = 0
     tls: bool = False
     post_copy: bool = False
     auto_converge: bool = False

@@ -112,7 +112,8 @@ class VirtualMachineMigrationSpec(Model):
     target: MigrationTarget | None = None
     """Where the VM is to go. Unset: to the host with the most free memory among those that fit."""
     policy: MigrationPolicy | None = None
-    """How it is moved. What is unset comes from the source's spec.migration.policy, then from the built-in default."""
+    """How it is moved. What is unset comes from the source's spec.migration.policy, then from the operator's
+    --migration-policy, then from the built-in default."""
     storage_copy: StorageCopy | None = None
     """Disks that are copied. Unset: none; every disk has to be on storage that both hosts share."""
     ttl_seconds_after_finished: Annotated[Integer, Field(ge=0, le=31536000)] = 86400
@@ -169,6 +170,8 @@ class IntentStatus(Model):
     """Whether QEMU was prepared for post-copy."""
     copies: Annotated[tuple[DiskCopyStatus, ...], Field(max_length=64), map_by("disk")] = ()
     """The disks that are copied."""
+    port: Count | None = None
+    """The one of the target's spec.migration.ports that its QEMU takes memory on."""
 
 
 class ObservationStatus(Model):

@@ -16,7 +16,7 @@ SWITCHING = ("PostCopy", "Auto")
 
 
 class MigrationPolicy(Model):
-    """How a VM is moved. What is unset: as the source's spec.migration.policy says, then the built-in default."""
+    """How a VM is moved. What is unset: as the source's Hypervisor, the operator's settings, or a default say."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         between("1Mi", "1Ti", "bandwidth", "bandwidth"),

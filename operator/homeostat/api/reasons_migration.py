@@ -239,6 +239,11 @@ MIGRATION: dict[str, Reason] = {
         "Rename or remove it on the target if nobody needs it. " + _ANOTHER,
     ),
     "StorageNotReady": _failed("The target's volumes could not be made ready for the storage copy."),
+    "PeerUnreachable": _failed(
+        "The source's libvirt daemon cannot connect to the target's, and nothing was begun.",
+        "Mend spec.migration.peerURI of the target's Hypervisor, the network, or the certificates of the two daemons. "
+        + _ANOTHER,
+    ),
     "NoPeerURI": _failed("The source has no address of the target's libvirt."),
 }
 

@@ -14,7 +14,7 @@ from homeostat import __version__
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; exits with its status."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     if args.command == "crds":
         from homeostat.api.crd import manifests
 
@@ -25,12 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="homeostat", description="Keeps virtual machines on libvirt hosts as declared."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    root = argparse.ArgumentParser(prog="homeostat", description="Keeps virtual machines on libvirt hosts as declared.")
+    root.add_argument("--version", action="version", version=__version__)
+    commands = root.add_subparsers(dest="command", required=True)
     commands.add_parser("crds", help="print the CustomResourceDefinitions")
     run = commands.add_parser("run", help="run the operator", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     run.add_argument(
@@ -55,4 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--set", action="append", default=[], metavar="NAME=NUMBER", help="change a setting, such as resync_seconds=60"
     )
-    return parser
+    run.add_argument(
+        "--migration-policy",
+        default="",
+        metavar="JSON",
+        help="what holds for migrations where neither they nor their source's Hypervisor say otherwise, in the words of"
+        ' spec.policy, such as {"mode": "Auto", "bandwidth": "1Gi"}',
+    )
+    return root

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
+import math
 import os
 import resource
 import signal
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from pydantic import ValidationError
+
+from homeostat.api.migration_policy import MigrationPolicy
 from homeostat.cli.endpoints import Endpoints
 from homeostat.hosts.libvirt_driver import DriverSettings, LibvirtDriver
 from homeostat.kube.http import HttpTransport
@@ -21,22 +26,23 @@ from homeostat.kube.lease import Lease, LeaseLost
 from homeostat.kube.source import KopfSource
 from homeostat.kube.transport import ApiError, ApiUnreachable
 from homeostat.reconcile.operator import Operator
-from homeostat.reconcile.settings import Settings
+from homeostat.reconcile.settings import COUNTS, Settings, numbers
 from homeostat.runtime import logs
 
 log = logging.getLogger("homeostat")
 END_SECONDS = 5.0
+WORDS = {int: "whole number", float: "number"}
 
 
 def run(args: argparse.Namespace) -> None:
     """Run until a signal; never returns. Exit status 0 after a signal, 1 after a failure."""
     logs.configure(args.log_format, args.log_level)
     try:
-        settings = _settings(args)
+        chosen = settings(args)
     except ValueError as error:
         sys.exit(f"homeostat: {error}")
     raise_file_limit()
-    asyncio.run(_main(args, settings))
+    asyncio.run(_main(args, chosen))
 
 
 def raise_file_limit() -> None:
@@ -52,15 +58,40 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    kinds = {field.name: type(getattr(Settings(), field.name)) for field in fields(Settings)}
-    changes = {}
-    for item in args.set:
-        name, _, value = item.partition("=")
-        if name not in kinds:
-            raise ValueError(f"--set {name}: there is no such setting; there are {', '.join(sorted(kinds))}")
-        changes[name] = kinds[name](value)
-    return replace(Settings(lease_seconds=args.lease_seconds), **changes)
+def settings(args: argparse.Namespace) -> Settings:
+    """What the command line says; ValueError with a sentence for what cannot be."""
+    chosen = Settings(lease_seconds=args.lease_seconds, migration_policy=_migration_policy(args.migration_policy))
+    return replace(chosen, **dict(_number(item) for item in args.set))
+
+
+def _number(item: str) -> tuple[str, Any]:
+    """Name and value of one --set."""
+    shipped = numbers()
+    name, _, text = item.partition("=")
+    if name not in shipped:
+        raise ValueError(f"--set {name}: there is no such setting; there are {', '.join(sorted(shipped))}")
+    kind, least = type(shipped[name]), 1 if name in COUNTS else 0
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError(f"--set {name}: it has to be a {WORDS[kind]}, and is {text!r}") from None
+    if not least <= value < math.inf:
+        raise ValueError(f"--set {name}: it has to be at least {least}, and is {text}")
+    return name, value
+
+
+def _migration_policy(text: str) -> MigrationPolicy | None:
+    """The policy in a --migration-policy, which is JSON; None for ""."""
+    if not text:
+        return None
+    try:
+        policy = MigrationPolicy.model_validate_json(text)
+    except ValidationError as error:
+        told = [(*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+        raise ValueError("--migration-policy: " + "; ".join(": ".join(each) for each in told)) from None
+    if unknown := json.loads(text).keys() - {field.alias for field in MigrationPolicy.model_fields.values()}:
+        raise ValueError(f"--migration-policy: there is no field {', '.join(sorted(unknown))}")
+    return policy
 
 
 def _driver_settings(settings: Settings) -> DriverSettings:

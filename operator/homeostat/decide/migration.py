@@ -110,6 +110,8 @@ def _joined(*details: str) -> str:
 
 def _wait(case: Case) -> MigrationDecision:
     """Nothing can be done; who asked to stop is told so, and what a host says that does not tell its job."""
+    if case.row.number == "8" and case.view.calling and case.migration.status.start_time is None:
+        return _say(case, "Preparing")  # the source was looked at before its job began
     return _say(case, case.row.reason, _joined(_too_late(case), case.view.untold))
 
 
@@ -187,7 +189,7 @@ def _roll_back(case: Case) -> MigrationDecision:
     if isinstance(case.view.target, Seen):
         return _remove_target(case)
     if case.view.calling:
-        return _say(case, "Preparing")
+        return _say(case, "Preparing" if case.migration.status.start_time is None else "NotMoved")
     ended = case.view.ended or case.marks.not_prepared
     if not case.stop and not ended and case.migration.status.start_time is None:
         return _begin(case)

@@ -16,14 +16,15 @@ from homeostat.api import actions as act
 from homeostat.api.hypervisor import HypervisorSpec
 from homeostat.api.meta import FINALIZER
 from homeostat.api.migration import IntentStatus, VirtualMachineMigration
-from homeostat.api.migration_policy import EffectivePolicy
+from homeostat.api.migration_policy import EffectivePolicy, MigrationPolicy
 from homeostat.api.observed import Absent, Domain, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_copy as copies
 from homeostat.decide import migration_policy as policies
-from homeostat.decide import wanted
+from homeostat.decide import migration_ports, wanted
 from homeostat.decide.migratable import Move, blockers, locked, marker, pools_of, proved, shared, to_be_proved
 from homeostat.decide.migration import ended
+from homeostat.decide.migration_peers import Peers, Reach, peer_uri
 from homeostat.decide.placement import obstacle
 from homeostat.decide.view import HostView, Say, VMView
 from homeostat.decide.whereabouts import locate
@@ -59,17 +60,25 @@ class Plan:
     policy: EffectivePolicy | None = None
     action: act.AddFinalizer | act.CreateVolume | None = None
     look: Look | None = None
+    reach: Reach | None = None
     requeue_after: float | None = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """All hosts as this VM sees them, all migrations, and how many may be under way in the whole cluster."""
+    """All hosts as this VM sees them, all migrations, and what holds for all of them.
+
+    `most` is how many may be under way in the whole cluster.
+    """
 
     view: VMView
     migrations: tuple[VirtualMachineMigration, ...]
     most: int
     now: datetime
+    policy: MigrationPolicy | None = None
+    """For all migrations, where neither they nor their source say otherwise."""
+    reached: Mapping[Peers, str] = field(default_factory=dict)
+    """Which daemons were seen to connect, and libvirt's words where one could not ("" where it could)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,8 @@ def plan(migration: VirtualMachineMigration, vm: VirtualMachine | None, fleet: F
     target = _choose(found)
     if isinstance(target, Plan):
         return target
-    return _check(found, target) or _turn(found, target) or _prove(found, target) or _write(found, target)
+    steps = (_check, _turn, _reach, _prove, _write)
+    return next(plan for step in steps if (plan := step(found, target)) is not None)
 
 
 def _end(reason: str, detail: str = "") -> Plan:
@@ -194,6 +204,8 @@ def _obstacle(found: Found, host: HostView) -> Plan | None:
         return _end("TargetUnreachable", f"Hypervisor {host.name}: {host.answer.message or host.answer.reason}")
     if host.closed is not None:
         return _end("TargetClosed", f"Hypervisor {host.name}: {host.closed[0]}: {host.closed[1]}")
+    if words := found.fleet.reached.get(_peers(found, host)):
+        return _end("PeerUnreachable", f"{found.source.name} to {_peers(found, host).uri}: {words}")
     for say in blockers(found.move(host)):
         return _end("NotMigratable", f"{say.reason}: {say.detail or f'Hypervisor {host.name}'}")
     room = obstacle(_anywhere(found), host)
@@ -233,6 +245,7 @@ def policy_of(found: Found, target: HostView) -> EffectivePolicy | str:
     return policies.effective(
         found.migration.spec.policy,
         found.source.spec.migration.policy,
+        found.fleet.policy,
         target_tls=encrypted,
         post_copy=_post_copy(found, target),
     )
@@ -244,9 +257,21 @@ def _post_copy(found: Found, target: HostView) -> bool:
     return all(each.status.target != target.name for each in refused)
 
 
-def peer_uri(host: HypervisorSpec) -> str:
-    """Where other hosts' libvirt daemons reach this one; "" when nothing says."""
-    return host.migration.peer_uri or ("" if host.uri == "qemu:///system" else host.uri)
+# Connection
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _peers(found: Found, target: HostView) -> Peers:
+    return Peers(found.source.host_uuid, target.host_uuid, peer_uri(target.spec))
+
+
+def _reach(found: Found, target: HostView) -> Plan | None:
+    """Before the first migration between two hosts: see that the source's daemon can connect to the target's."""
+    peers = _peers(found, target)
+    if peers in found.fleet.reached:
+        return None
+    say = Say("Accepted", f"whether {found.source.name} can connect to {peers.uri} is being tried")
+    return Plan(say, reach=Reach(found.source.name, wanted.domain_uuid(found.vm), peers))
 
 
 # Turn
@@ -254,7 +279,7 @@ def peer_uri(host: HypervisorSpec) -> str:
 
 
 def _turn(found: Found, target: HostView) -> Plan | None:
-    why = behind(found.migration, found.source, target, found.fleet)
+    why = behind(found.migration, found.source, target, found.fleet) or _no_port(found, target)
     return Plan(Say("Queued", why), source=found.source.name, target=target.name) if why else None
 
 
@@ -308,6 +333,21 @@ def _waits(migration: VirtualMachineMigration) -> bool:
 def _age(migration: VirtualMachineMigration) -> tuple[str, str, str]:
     created = migration.metadata.creation_timestamp
     return (created.isoformat() if created else "", migration.metadata.namespace, migration.metadata.name)
+
+
+def _port(found: Found, target: HostView) -> int | None:
+    return migration_ports.free(target, _others(found), wanted.domain_uuid(found.vm))
+
+
+def _no_port(found: Found, target: HostView) -> str:
+    if target.spec.migration.ports is None or _port(found, target) is not None:
+        return ""
+    names = list(migration_ports.taken(target, _others(found)).values())
+    return f"all spec.migration.ports of Hypervisor {target.name} are taken, behind {_some(names)}"
+
+
+def _others(found: Found) -> list[VirtualMachineMigration]:
+    return [each for each in found.fleet.migrations if each.metadata.uid != found.migration.metadata.uid]
 
 
 class _Places:
@@ -407,6 +447,7 @@ def _write(found: Found, target: HostView) -> Plan:
         locks="Effective" if locked(found.move(target)) else "None",
         post_copy="Enabled" if post_copy else "Disabled",
         copies=copied,
+        port=_port(found, target),
     )
     say = Say("Preparing", f"from {found.source.name} to {target.name}")
     return Plan(say, found.source.name, target.name, intent, chosen, requeue_after=0.0)
@@ -429,14 +470,14 @@ def request(
     It is told not to check the storage (libvirt 9.0 knows no local file system that is shared) only when no disk is
     copied: then all of them were proved to be on the same storage when this was planned.
     """
-    copy, ports, tls = migration.spec.storage_copy, target.migration.ports, policy.tls == "Enabled"
+    copy, tls = migration.spec.storage_copy, policy.tls == "Enabled"
     many = policy.parallel_connections if policy.parallel_connections > 1 else 0
     return act.Migrate(
         host=intent.source,
         uuid=intent.domain_uuid,
         peer=peer_uri(target),
         address=target.migration.address or urlsplit(peer_uri(target)).hostname or "",
-        ports=(ports.first, ports.last) if ports else None,
+        port=intent.port or 0,
         tls=tls,
         post_copy=intent.post_copy == "Enabled",
         auto_converge=policy.auto_converge == "Enabled",

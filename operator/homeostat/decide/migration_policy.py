@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -67,18 +68,27 @@ WAIT = Advice("Wait")
 
 
 def effective(
-    asked: MigrationPolicy | None, host: MigrationPolicy | None, *, target_tls: bool, post_copy: bool
+    asked: MigrationPolicy | None,
+    host: MigrationPolicy | None,
+    everywhere: MigrationPolicy | None = None,
+    *,
+    target_tls: bool,
+    post_copy: bool,
 ) -> EffectivePolicy | str:
     """The policy with all defaults filled in, or a sentence on what cannot be done.
 
-    What the migration does not say is the source's to say. `post_copy`: whether Auto may count on it.
+    What the migration does not say is the source's to say, and then the operator's settings' (`everywhere`).
+    `post_copy`: whether Auto may count on it.
     """
-    given = host.wire() if host else {}
-    merged = given | (asked.wire() if asked else {})
+    merged: dict[str, Any] = {}
+    for each in (everywhere, host, asked):
+        merged |= each.wire() if each else {}
     try:
         policy = MigrationPolicy.model_validate(merged)
     except ValidationError as error:
-        return "with the source's spec.migration.policy: " + "; ".join(each["msg"] for each in error.errors())
+        given = " and the operator's --migration-policy" if everywhere else ""
+        wrong = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
+        return f"with the source's spec.migration.policy{given}: {wrong}"
     defaults = _defaults(policy.mode or "PreCopy", target_tls=target_tls, post_copy=post_copy)
     return EffectivePolicy.model_validate(defaults | policy.wire())
 

@@ -70,7 +70,7 @@ def status(
             "decision": _decision(migration, view, decision),
             "start_time": begun,
             "completion_time": old.completion_time or (now if decision.finished else None),
-            "last_message": view.ended.message if view.ended else old.last_message,
+            "last_message": (view.ended.message if view.ended else "") or old.last_message,
             "cost": _cost(old, now, begun) if decision.finished else old.cost,
             "conditions": conditions(migration, decision.say, now, ambiguous=decision.ambiguous),
         }

@@ -150,6 +150,13 @@ class Connection(Protocol):
         """Remove the managed-save image."""
 
     # Live migration: asked of the source
+    async def reach(self, uuid: str, peer: str) -> None:
+        """Have this host's daemon connect to a peer as it would to migrate a domain, and do no more.
+
+        PeerUnreachable with libvirt's words when it cannot. Takes as long as that: the domain has a job meanwhile, as
+        it has while a migration connects.
+        """
+
     async def migrate(self, uuid: str, request: MigrationRequest) -> None:
         """Move a running domain; returns when libvirt's call does, which may take hours and decides nothing.
 

@@ -39,6 +39,20 @@ def migrate(one: Virt, request: MigrationRequest) -> None:
     _move(one, request, flags(request))
 
 
+def reach(one: Virt, peer: str) -> None:
+    """Have the host's daemon connect to a peer; what libvirt raises when it cannot.
+
+    It is asked for a migration that it has to refuse: once it is connected, and before it asks the peer for anything,
+    it reads the definition that the target is to have, and this is none. Offline, so that nothing could run there.
+    """
+    how = libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_OFFLINE | libvirt.VIR_MIGRATE_PERSIST_DEST
+    try:
+        one.migrateToURI3(peer, {libvirt.VIR_MIGRATE_PARAM_DEST_XML: "<none/>"}, how)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_XML_ERROR:
+            raise
+
+
 def resume_post_copy(one: Virt, request: MigrationRequest) -> None:
     """Go on with a migration that failed in post-copy."""
     resume = libvirt.VIR_MIGRATE_POSTCOPY | libvirt.VIR_MIGRATE_POSTCOPY_RESUME

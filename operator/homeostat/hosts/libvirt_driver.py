@@ -210,6 +210,9 @@ class LibvirtConnection(Connection):
     async def remove_managed_save(self, uuid: str) -> None:
         await self._on(uuid, lambda domain: domain.managedSaveRemove(0))
 
+    async def reach(self, uuid: str, peer: str) -> None:
+        await self._migrate(lambda virt: jobs.reach(virt.lookupByUUIDString(uuid), peer))
+
     async def migrate(self, uuid: str, request: MigrationRequest) -> None:
         await self._migrate(lambda virt: jobs.migrate(virt.lookupByUUIDString(uuid), request))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from homeostat.hosts.driver import (
     ARGUMENT_UNSUPPORTED,
+    AUTH_FAILED,
     CONFIG_UNSUPPORTED,
     INVALID_ARG,
     MIGRATE_UNSAFE,
@@ -105,6 +106,10 @@ class MigrationRefused(HostError):
     """Refused before anything was begun, as far as libvirt's words go. No proof: both hosts have to be looked at."""
 
 
+class PeerUnreachable(MigrationRefused):
+    """The source's daemon could not connect to the target's."""
+
+
 class PostCopyRefused(MigrationRefused):
     """The target's QEMU cannot do post-copy: its kernel does not let it have a userfaultfd."""
 
@@ -121,7 +126,9 @@ def classified(error: HostError) -> HostError:
         return MigrationAborted(error.code, error.message, error.domain)
     if _NO_POST_COPY in error.message:
         return PostCopyRefused(error.code, error.message, error.domain)
-    if error.code in _REFUSALS or any(words in error.message for words in _BEFORE) or _no_peer(error):
+    if _no_peer(error):
+        return PeerUnreachable(error.code, error.message, error.domain)
+    if error.code in _REFUSALS or any(words in error.message for words in _BEFORE):
         return MigrationRefused(error.code, error.message, error.domain)
     return error
 
@@ -130,5 +137,5 @@ def _no_peer(error: HostError) -> bool:
     """The source's daemon could not connect to the target's. The loss of that connection later has other words."""
     connecting = ("unable to connect", "Unable to resolve address", "Failed to connect")
     if "TLS" in error.message or "certificate" in error.message:
-        return error.code in (SYSTEM_ERROR, RPC)
+        return error.code in (SYSTEM_ERROR, RPC) or (error.code == AUTH_FAILED and error.domain == _FROM_RPC)
     return error.domain == _FROM_RPC and any(words in error.message for words in connecting)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from typing import assert_never
 
@@ -77,9 +76,9 @@ async def perform_migration(
 
 
 def request(action: actions.Migrate) -> MigrationRequest:
-    """What libvirt is asked for. Of a range of ports, the one that the domain's UUID falls on."""
+    """What libvirt is asked for."""
     address = f"[{action.address}]" if ":" in action.address else action.address
-    port = f":{_port(action.uuid, *action.ports)}" if action.ports else ""
+    port = f":{action.port}" if action.port else ""
     return MigrationRequest(
         peer=action.peer,
         migrate_uri=f"tcp://{address}{port}" if address else "",
@@ -96,10 +95,6 @@ def request(action: actions.Migrate) -> MigrationRequest:
         copy_disks=action.copy_disks,
         unsafe=action.unsafe,
     )
-
-
-def _port(uuid: str, first: int, last: int) -> int:
-    return first + zlib.crc32(uuid.encode()) % (last - first + 1)
 
 
 async def _persist(uuid: str, connection: Connection) -> None:

@@ -18,7 +18,7 @@ class AddressBook:
     def __init__(self, seconds: float, on_news: Callable[[Key], None]) -> None:
         self._seconds, self._on_news = seconds, on_news
         self._rows: dict[Key, Rows] = {}
-        self._asked: dict[Key, float] = {}
+        self._asked: dict[Key, tuple[float, Connection]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def of(self, key: Key) -> Rows:
@@ -26,11 +26,12 @@ class AddressBook:
         return self._rows.get(key, ())
 
     def ask(self, key: Key, uuid: str, connection: Connection) -> None:
-        """Have a guest asked that has a connected agent, unless it was asked lately."""
+        """Have a guest asked that has a connected agent, unless it was asked lately where it is now."""
         now = asyncio.get_running_loop().time()
-        if now - self._asked.get(key, -self._seconds) < self._seconds:
+        asked, where = self._asked.get(key, (-self._seconds, None))
+        if where is connection and now - asked < self._seconds:
             return
-        self._asked[key] = now
+        self._asked[key] = now, connection
         task = asyncio.create_task(self._ask(key, uuid, connection), name=f"addresses-{key[1]}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -29,6 +29,7 @@ from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_report as report
 from homeostat.decide.migration import MigrationDecision, MigrationView, asked_lately, decide, ended, first_seen
 from homeostat.decide.migration_copy import Names
+from homeostat.decide.migration_peers import Reach
 from homeostat.decide.migration_plan import Fleet as PlanFleet
 from homeostat.decide.migration_plan import Plan, request
 from homeostat.decide.migration_plan import plan as decide_plan
@@ -45,6 +46,7 @@ from homeostat.kube.transport import ApiError, ApiUnreachable
 from homeostat.reconcile import observe
 from homeostat.reconcile.calls import Calls
 from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.peers import PeerBook
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime.controller import Key, Result, Retry
 
@@ -90,6 +92,9 @@ class MigrationReconciler:
         self._client, self._fleet, self._recorder, self._settings = client, fleet, recorder, settings
         self._now, self._cluster = now, cluster
         self._calls, self._planning = Calls(wake), asyncio.Lock()
+        self._peers = PeerBook(
+            settings.call_deadline_seconds, wake, lambda: (each.metadata.uid for each in fleet.migrations.values())
+        )
         self._lowest: dict[Key, tuple[int, float]] = {}  # the least that was left to copy, and since when
         self._untold: dict[Key, str] = {}  # what a host said first that does not tell its job
         self._refused: dict[Key, tuple[str, str]] = {}  # the row of the last step, when it was refused, and why
@@ -162,16 +167,18 @@ class MigrationReconciler:
         if migration.metadata.deleting:
             return await self._let_go(_key(migration), seen)
         view = await self._surveyed(migration, vm)
-        if isinstance(decide_plan(migration, vm, self._known(view)).action, act.AddFinalizer):
+        if isinstance(decide_plan(migration, vm, self._known(migration, view)).action, act.AddFinalizer):
             seen = await self._finalizers(self._client.add_finalizer, seen)
             migration = self._parsed(seen)
         async with self._planning:  # two plans at once would both take the last place; no host is asked meanwhile
-            plan = decide_plan(migration, vm, self._known(view))
+            plan = decide_plan(migration, vm, self._known(migration, view))
             if plan.action is None:
                 status = report.planned(migration, plan, self._now())
                 seen = await self._write(migration, seen, status) if status.wire() != migration.status.wire() else seen
         if plan.action is not None:
             return await self._prepare(migration, seen, plan.action)
+        if plan.reach is not None:
+            self._try(_key(migration), plan.reach)
         if ended(VirtualMachineMigration.model_validate(seen)):
             return await self._let_go(_key(migration), seen)
         return Result(plan.requeue_after)
@@ -182,14 +189,23 @@ class MigrationReconciler:
             return VMView(self._cluster, {})
         view = observe.from_caches(self._fleet, (vm.metadata.namespace, vm.metadata.name), vm, self._cluster)
         for _ in range(MAX_LOOKS):
-            plan = decide_plan(migration, vm, self._known(view))
+            plan = decide_plan(migration, vm, self._known(migration, view))
             if plan.look is None:
                 break
             view = await observe.look_at_pools(self._fleet, vm, view, plan.look)
         return view
 
-    def _known(self, view: VMView) -> PlanFleet:
-        return PlanFleet(view, tuple(self._fleet.migrations.values()), self._settings.migrations, self._now())
+    def _try(self, key: Key, reach: Reach) -> None:
+        """Have the source's daemon connect to the target's; the outcome wakes the migration up."""
+        informer = self._fleet.informers.get(reach.host)
+        if informer is None or (connection := informer.connection) is None:
+            raise Retry(f"Hypervisor {reach.host} is not connected")
+        self._peers.ask(key, reach.peers, lambda: connection.reach(reach.uuid, reach.peers.uri))
+
+    def _known(self, migration: VirtualMachineMigration, view: VMView) -> PlanFleet:
+        migrations, settings = tuple(self._fleet.migrations.values()), self._settings
+        reached = self._peers.known(migration.metadata.uid)
+        return PlanFleet(view, migrations, settings.migrations, self._now(), settings.migration_policy, reached)
 
     async def _prepare(
         self, migration: VirtualMachineMigration, seen: Object, action: act.AddFinalizer | act.CreateVolume

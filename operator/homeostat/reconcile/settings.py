@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from homeostat.api.migration_policy import MigrationPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All in seconds, but the numbers of workers and calls."""
+    """All in seconds, but the numbers of workers, calls and migrations, and the policy."""
 
     resync_seconds: float = 600.0
     host_resync_seconds: float = 30.0
@@ -39,3 +41,16 @@ class Settings:
     secret_resync_seconds: float = 60.0
     """How long a changed credentials Secret may go unnoticed."""
     lease_seconds: int = 15
+    migration_policy: MigrationPolicy | None = None
+    """For all migrations, where neither they nor their source's Hypervisor say otherwise."""
+
+
+COUNTS = ("vm_workers", "migration_workers", "migrations", "host_calls", "keepalive_count")
+"""Settings that have to be at least 1."""
+
+
+def numbers() -> dict[str, int | float]:
+    """The settings that are numbers, by name, with their shipped defaults."""
+    shipped = Settings()
+    values = {field.name: getattr(shipped, field.name) for field in fields(Settings)}
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}

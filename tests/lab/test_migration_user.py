@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees of a migration and sets for one, on real hosts and with kubectl."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from homeostat.hosts.migration import PeerUnreachable
+from tests.lab.host import Host
+from tests.lab.moving import RUNS, Move, drilled
+from tests.lab.processes import LabError
+from tests.lab.rig import SHORT_OPTIONS, Rig, linux
+from tests.lab.test_migration import SLOW, copying, finished, move, only_on, placed, running, switch
+
+H2 = {"host": "h2"}
+LAN = {"name": "lan", "network": "lan"}
+COLUMNS = 120
+"""How wide a terminal may be asked to be."""
+
+
+@contextmanager
+def kubectl(rig: Rig, name: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A kubectl that runs beside the drill, and the file it prints to; ended with it."""
+    path = rig.directory / f"{name}.out"
+    command = [str(rig.plane.binaries["kubectl"]), f"--kubeconfig={rig.plane.kubeconfig}", *arguments]
+    with path.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+        try:
+            yield process, path
+        finally:
+            process.kill()
+
+
+def percents(path: Path) -> list[int]:
+    """What the lines of `kubectl get vmmig -w` say in their column %."""
+    head, *lines = path.read_text().splitlines() or [""]
+    at = head.find("%")
+    return [int(found[0]) for line in lines if (found := re.match(r"\d+", line[at:]))]
+
+
+def sentences(rig: Rig, name: str) -> str:
+    """What `kubectl describe` says of a migration, whose messages have to be sentences."""
+    text = rig.kubectl("describe", "vmmig", name)
+    said = re.findall(r"^ +Message: +(.+)$", text, re.MULTILINE)
+    assert len(said) == 4, text
+    assert all(re.fullmatch(r"[A-Z][^{}]*\.", each) and "None" not in each for each in said), said
+    return text
+
+
+def test_kubectl_waits_for_the_end_and_watches_the_percent_rise(rig: Rig) -> None:
+    uuid = placed(rig, "web")
+    move(rig, "web-to-h2", "web", target=H2, policy=SLOW)
+    with (
+        kubectl(rig, "watch", "get", "vmmig", "-w") as (_, seen),
+        kubectl(rig, "wait", "wait", "--for=condition=Succeeded", "vmmig/web-to-h2", "--timeout=90s") as (waits, said),
+    ):
+        copying(rig, "web-to-h2")
+        assert "The guest runs on the source while its memory is copied." in sentences(rig, "web-to-h2")
+        rig.until(lambda: len(set(percents(seen))) >= 4, "four percents to be printed")
+        assert waits.poll() is None, said.read_text()
+        switch(rig, uuid)
+        finished(rig, "web-to-h2", "Migrated")
+        assert waits.wait(30) == 0, said.read_text()
+        rig.until(lambda: "Succeeded" in seen.read_text(), "the end to be printed", 20)
+        assert percents(seen)[:4] == sorted(percents(seen)[:4])
+        lines = seen.read_text().splitlines()
+    assert lines[0].split() == ["NAME", "PHASE", "SOURCE", "TARGET", "%", "MIB", "DIRTY", "LIMIT", "SECS"]
+    assert max(len(line.rstrip()) for line in lines) <= COLUMNS
+    assert "The VM is on the target." in sentences(rig, "web-to-h2")
+    only_on(rig, "web", rig.lab.hosts[1])
+
+
+# What is left of it
+
+
+def test_one_that_has_ended_goes_by_itself(rig: Rig) -> None:
+    placed(rig, "web")
+    move(rig, "go", "web", target=H2, ttlSecondsAfterFinished=3)
+    rig.gone("vmmig", "go")
+    only_on(rig, "web", rig.lab.hosts[1])
+    move(rig, "stay", "web", target={"host": "h1"}, ttlSecondsAfterFinished=600)
+    finished(rig, "stay", "Migrated")
+    rig.stays(lambda: rig.get("vmmig", "stay"), "it is kept for as long as it says", 4)
+    only_on(rig, "web", rig.lab.hosts[0])
+
+
+def test_what_it_cost_is_what_libvirt_says(rig: Rig) -> None:
+    uuid = placed(rig, "web")
+    h2 = rig.lab.hosts[1]
+    move(rig, "go", "web", target=H2, policy=SLOW)
+    copying(rig, "go")
+    switch(rig, uuid)
+    cost = finished(rig, "go", "Migrated")["cost"]
+    told = statistics(h2, uuid)
+    assert told["data_processed"] > 1 << 20
+    assert cost["transferredMiB"] == told["data_processed"] >> 20
+    assert cost["downtimeMilliseconds"] == told["downtime"] > 0
+    assert told["time_elapsed"] / 1000 - 2 <= cost["totalSeconds"] <= told["time_elapsed"] / 1000 + 30
+    only_on(rig, "web", h2)
+
+
+def statistics(host: Host, uuid: str) -> dict[str, int]:
+    """What libvirt says of the job that ended last."""
+    virt = libvirt.open(host.uri_tcp)
+    try:
+        flags = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+        return dict(virt.lookupByUUIDString(uuid).jobStats(flags))
+    finally:
+        virt.close()
+
+
+def test_an_attempt_that_was_stopped_says_what_was_sent_until_then(rig: Rig) -> None:
+    placed(rig, "web")
+    move(rig, "go", "web", target=H2, policy=SLOW)
+    copying(rig, "go")
+    rig.until(lambda: rig.status("vmmig", "go").get("cost", {}).get("transferredMiB", 0) > 4, "some to be sent")
+    rig.patch("vmmig", "go", {"spec": {"abort": "Requested"}})
+    cost = finished(rig, "go", "Aborted")["cost"]
+    assert 4 < cost["transferredMiB"] < 1000
+    assert cost["totalSeconds"] >= 1
+    assert "The migration was stopped before the VM was moved. spec.abort is Requested." in sentences(rig, "go")
+    only_on(rig, "web", rig.lab.hosts[0])
+
+
+# What follows the VM
+
+
+def type_in(host: Host, uuid: str, line: str) -> None:
+    """Type a line at the guest's serial console."""
+    virt = libvirt.open(host.uri_tcp)
+    try:
+        stream = virt.newStream(0)
+        virt.lookupByUUIDString(uuid).openConsole(None, stream, 0)
+        stream.send(f"{line}\n".encode())
+        stream.finish()
+    finally:
+        virt.close()
+
+
+def console(host: Host, uuid: str) -> str:
+    """What is in the guest's console log on this host; "" before there is a definition."""
+    with suppress(LabError):
+        return host.console(uuid)
+    return ""
+
+
+def test_addresses_and_console_follow_a_vm(rig: Rig) -> None:
+    """By an operator that asks a guest for its addresses once only, unless it is somewhere else."""
+    h1, h2 = rig.lab.hosts[:2]
+    with operated(rig, "--set=sweep_seconds=3600"):
+        uuid = placed(rig, "web", disks=[], interfaces=[LAN], **linux())
+        rig.until(lambda: "GUEST-UP" in console(h1, uuid), "the guest to come up")
+        type_in(h1, uuid, "ip address add 198.51.100.201/32 dev eth0; echo here-$((1 + 1))")
+        rig.until(lambda: "here-2" in console(h1, uuid), "the guest to be heard")
+        move(rig, "go", "web", target=H2)
+        finished(rig, "go", "Migrated")
+        only_on(rig, "web", h2)
+        rig.until(lambda: "198.51.100.201" in addresses(rig), "its address to be asked for on its new host")
+    before = console(h1, uuid)
+    type_in(h2, uuid, "echo there-$((1 + 2))")
+    rig.until(lambda: "there-3" in console(h2, uuid), "the guest to be heard on its new host")
+    assert console(h1, uuid) == before
+    assert rig.processes(uuid) == 2
+
+
+@contextmanager
+def operated(rig: Rig, *options: str) -> Iterator[None]:
+    """Another operator at work, with settings of its own."""
+    other = rig.another("other", "--lease-seconds=0", *SHORT_OPTIONS, *options)
+    rig.operator.kill()
+    other.start()
+    try:
+        yield
+    finally:
+        other.kill()
+        rig.operator.start()
+
+
+def addresses(rig: Rig) -> set[str]:
+    """What the VM's status says of its guest's addresses."""
+    return {each["ip"] for each in rig.status("vm", "web").get("addresses", [])}
+
+
+# What a person decides
+
+
+def test_an_ambiguous_one_stays_and_the_source_is_kept_when_a_person_says_so(rig: Rig) -> None:
+    """Row 11, whose CPUs have run on both hosts before anybody could be asked."""
+    uuid = placed(rig, "web", disks=[], **linux())
+    h1, h2 = rig.lab.hosts[:2]
+    pid = h1.qemu_pid(uuid)
+    move(rig, "go", "web", target=H2, policy=SLOW, ttlSecondsAfterFinished=1)
+    copying(rig, "go")
+    h2.mute(h1)
+    switch(rig, uuid)
+    rig.until(lambda: rig.reason("vmmig", "go") == "SplitBrain", "the split brain to be seen", 90)
+    h2.unfilter()
+    rig.until(lambda: not running(rig, uuid, h1), "the source's CPUs to be stopped")
+    rig.stays(lambda: rig.get("vmmig", "go"), "it does not expire", 5)
+    assert "Both hosts have run the VM since the switchover." in sentences(rig, "go")
+    evidence = rig.status("vmmig", "go")["decision"]["evidence"]
+    rig.patch("vmmig", "go", {"spec": {"resolve": {"keep": "KeepSource", "evidence": evidence}}})
+    rig.until(lambda: h2.qemu_pid(uuid) is None, "the target's process to be ended")
+    rig.until(lambda: running(rig, uuid, h1), "the source's CPUs to run")
+    rig.gone("vmmig", "go")
+    assert h1.qemu_pid(uuid) == pid
+    assert [host.number for host in rig.lab.hosts if host.definition(uuid)] == [1]
+    rig.until(lambda: rig.state("vm", "web") == "Running" and rig.status("vm", "web")["host"] == "h1", "it to be said")
+    assert rig.processes(uuid) == 2
+
+
+# What a Hypervisor says
+
+
+def test_memory_is_taken_on_the_ports_that_the_target_names(rig: Rig) -> None:
+    uuid = placed(rig, "web")
+    h1, h2 = rig.lab.hosts[:2]
+    rig.patch("hv", "h2", {"spec": {"migration": {"ports": {"first": 50100, "last": 50101}}}})
+    move(rig, "go", "web", target=H2, policy=SLOW)
+    copying(rig, "go")
+    assert streams(h2, h1) <= {50100, 50101}
+    assert streams(h2, h1)
+    switch(rig, uuid)
+    finished(rig, "go", "Migrated")
+    only_on(rig, "web", h2)
+
+
+def streams(host: Host, peer: Host) -> set[int]:
+    """The ports of this host, but for libvirt's, that a peer is connected to."""
+    pairs = [line.split()[-2:] for line in host.execute("ss", "-Htn", "state", "established").splitlines()]
+    here = {int(own.rsplit(":", 1)[1]) for own, other in pairs if other.rsplit(":", 1)[0].strip("[]f:") == peer.address}
+    return {port for port in here if port != 16509 and port < 60000}
+
+
+def test_a_target_that_the_source_cannot_connect_to_ends_it_before_anything_is_begun(rig: Rig) -> None:
+    uuid = placed(rig, "web", disks=[])
+    h1, h2, h3 = rig.lab.hosts
+    pid = h1.qemu_pid(uuid)
+    for number, (uri, words) in enumerate(
+        (("qemu+tcp://198.51.100.250/system", "unable to connect"), (h2.uri_tls, "Cannot read CA certificate"))
+    ):
+        rig.patch("hv", "h2", {"spec": {"migration": {"peerURI": uri}}})
+        move(rig, f"go-{number}", "web", target=H2)
+        status = finished(rig, f"go-{number}", "PeerUnreachable")
+        assert "intent" not in status
+        assert f"H1 to {uri}: {words}" in sentences(rig, f"go-{number}")
+        only_on(rig, "web", h1)
+        assert (h1.qemu_pid(uuid), rig.processes(uuid), running(rig, uuid, h1)) == (pid, 1, True)
+    move(rig, "anywhere", "web")
+    assert finished(rig, "anywhere", "Migrated")["target"] == "h3"
+    only_on(rig, "web", h3)
+    rig.patch("hv", "h2", {"spec": {"migration": {"peerURI": None}}})
+    move(rig, "mended", "web", target=H2)
+    finished(rig, "mended", "Migrated")
+    only_on(rig, "web", h2)
+
+
+def test_a_certificate_that_is_refused_is_told_and_nothing_comes_of_trying(rig: Rig) -> None:
+    folder = rig.lab.hosts[0].directory / "etc/pki"
+
+    async def drill(move: Move) -> None:
+        source, h2 = move.source.connection, move.hosts[1]
+        h2.use_certificate("expired")
+        with pytest.raises(PeerUnreachable, match="Failed to verify peer's certificate"):
+            await source.reach(move.one.uuid, h2.uri_tls_peer)
+        h2.use_certificate("good")
+        for kind, words in (("client-expired", "has expired"), ("client-wrong-ca", "verify peer's certificate")):
+            shutil.copytree(rig.lab.pki / kind, folder / kind)
+            with pytest.raises(PeerUnreachable, match=words):
+                await source.reach(move.one.uuid, f"{h2.uri_tls}?pkipath=/etc/libvirt/pki/{kind}")
+        await source.reach(move.one.uuid, h2.uri_tls_peer)
+        await move.connect()
+        assert await move.seen() == (RUNS, None)
+        assert (move.qemus(), move.definitions(), move.running()) == ((True, False), (True, False), (True, False))
+        assert len(rig.lab.intervals(move.one.uuid)) == 1
+
+    try:
+        drilled(rig.lab, drill)
+    finally:
+        for kind in ("client-expired", "client-wrong-ca"):
+            shutil.rmtree(folder / kind, ignore_errors=True)
+
+
+# What holds for all
+
+
+def test_the_operators_settings_hold_where_nobody_says_otherwise(rig: Rig) -> None:
+    h2 = rig.lab.hosts[1]
+    policy = '{"bandwidth": "3Mi", "maxDowntimeMilliseconds": 20}'
+    with operated(rig, f"--migration-policy={policy}", "--set=migrations=1"):
+        rig.patch("hv", "h1", {"spec": {"migration": {"policy": {"bandwidth": "4Mi"}}}})
+        uuid = placed(rig, "web")
+        placed(rig, "db")
+        move(rig, "first", "web", target=H2, policy={"progressTimeoutSeconds": 77})
+        copying(rig, "first")
+        chosen = rig.status("vmmig", "first")["policy"]
+        assert (chosen["bandwidth"], chosen["maxDowntimeMilliseconds"]) == ("4Mi", 20)
+        assert (chosen["progressTimeoutSeconds"], chosen["completionTimeoutSecondsPerGiB"]) == (77, 150)
+        move(rig, "second", "db", target=H2, policy={"bandwidth": "1Gi", "maxDowntimeMilliseconds": 10000})
+        rig.until(lambda: rig.reason("vmmig", "second") == "Queued", "the second to wait")
+        said = rig.condition("vmmig", "second", "Queued")["message"]
+        assert "The cluster's limit of 1 is reached, behind default/first." in said
+        switch(rig, uuid)
+        finished(rig, "first", "Migrated")
+        finished(rig, "second", "Migrated")
+    only_on(rig, "web", h2)
+    only_on(rig, "db", h2)

@@ -133,12 +133,15 @@ def test_an_attempt_that_was_stopped_says_what_was_sent_until_then(rig: Rig) -> 
 
 
 def type_in(host: Host, uuid: str, line: str) -> None:
-    """Type a line at the guest's serial console."""
+    """Type a line at the guest's serial console; returns once the guest has taken it."""
     virt = libvirt.open(host.uri_tcp)
     try:
         stream = virt.newStream(0)
         virt.lookupByUUIDString(uuid).openConsole(None, stream, 0)
         stream.send(f"{line}\n".encode())
+        echo = b""
+        while line.encode() not in echo:
+            echo += stream.recv(4096)
         stream.finish()
     finally:
         virt.close()

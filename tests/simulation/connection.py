@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from homeostat.api.observed import HostFacts, Pool, Volume
+from homeostat.api.observed import Checkpoint, HostFacts, Pool, Volume
 from homeostat.hosts import driver
 from homeostat.hosts.driver import Credentials, DomainRow, Event, HostError, HostUnreachable
 from homeostat.hosts.migration import Cost, In, Job, MigrationRequest, classified
@@ -211,6 +211,14 @@ class SimulatedConnection:
         record = self.host.records.get(uuid)
         return answer(record) if record else None
 
+    async def checkpoints(self, uuid: str) -> tuple[Checkpoint, ...] | None:
+        def answer() -> tuple[Checkpoint, ...] | None:
+            record = self.host.records.get(uuid)
+            return tuple(Checkpoint(*each) for each in record.checkpoints.items()) if record else None
+
+        found: tuple[Checkpoint, ...] | None = await self._read("checkpoints", answer)
+        return found
+
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
         async def ask() -> list[tuple[str, str, str]]:
             process = await self.host.monitor(self.host.find(uuid))
@@ -276,6 +284,9 @@ class SimulatedConnection:
     async def set_metadata(self, uuid: str, element: str, *, live: bool) -> None:
         name = "set_metadata live" if live else "set_metadata"
         await self._call(name, lambda: self.host.set_metadata(uuid, element, live=live), self._target(uuid))
+
+    async def redefine_checkpoint(self, uuid: str, xml: str) -> None:
+        await self._call("redefine_checkpoint", lambda: self.host.redefine_checkpoint(uuid, xml), self._target(uuid))
 
     async def remove_managed_save(self, uuid: str) -> None:
         await self._call("remove_managed_save", lambda: self.host.remove_managed_save(uuid), self._target(uuid))

@@ -40,6 +40,12 @@ DISK = {
 }
 
 
+CHECKPOINTS = {
+    "first": "<domaincheckpoint><name>first</name></domaincheckpoint>",
+    "second": "<domaincheckpoint><name>second</name><parent><name>first</name></parent></domaincheckpoint>",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """`prepare` brings the world to rest, `act` is what a person then does, `goal` what has to come of it."""
@@ -74,6 +80,13 @@ async def _nothing(world: World) -> None:
 async def _running(world: World) -> None:
     world.vm("web", disks=[DISK])
     await world.running("web")
+    await world.settle(90)
+
+
+async def _with_checkpoints(world: World) -> None:
+    """Libvirt forgets checkpoints when a domain moves."""
+    await _running(world)
+    world.host_of("web").records[world.uuid("web")].checkpoints.update(CHECKPOINTS)
     await world.settle(90)
 
 
@@ -117,6 +130,10 @@ def _migrated(world: World) -> bool:
     return ended and _runs(world)
 
 
+def _carried_over(world: World) -> bool:
+    return _migrated(world) and world.host_of("web").records[world.uuid("web")].checkpoints == CHECKPOINTS
+
+
 def _migrate(world: World) -> object:
     return world.apply("vmmig", "go", {"vmRef": {"name": "web"}}, namespace="default")
 
@@ -143,7 +160,7 @@ SCENARIOS = (
     Scenario("restart", _running, lambda w: w.edit("vm", "web", power={"request": "again"}), _restarted),
     Scenario("reschedule", _halted, _move, _moved),
     Scenario("delete", _with_two_disks, lambda w: w.delete("vm", "web"), _gone),
-    Scenario("migrate", _running, _migrate, _migrated, stride=11),
+    Scenario("migrate", _with_checkpoints, _migrate, _carried_over, stride=11),
     Scenario("copy", _with_a_local_disk, _migrate_with_its_disk, _migrated, stride=13),
 )
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tests.simulation.connection import SimulatedConnection
     from tests.simulation.migration import Migration
 
+DOMAIN_CHECKPOINT = 71  # VIR_FROM_DOMAIN_CHECKPOINT
 QEMU_DOMAIN = 10  # VIR_FROM_QEMU
 JOB_WAIT_SECONDS = 30.0
 KEEP_ALIVE_SECONDS = 20.0
@@ -49,6 +50,7 @@ class Record:
     process: Process | None = None
     managed_save: Element | None = None
     autostart: bool = False
+    checkpoints: dict[str, str] = field(default_factory=dict)  # name -> XML
     job: asyncio.Lock = field(default_factory=asyncio.Lock)
     ending: bool = False
     doing: Migration | In | None = None
@@ -57,8 +59,9 @@ class Record:
         """The domain as the bulk list shows it."""
         saved = self.managed_save is not None
         return DomainRow(
-            self.uuid, self.name, self.state, self.reason, self.persistent is not None, saved, self.autostart
-        )
+            self.uuid, self.name, self.state, self.reason, self.persistent is not None, saved, self.autostart,
+            checkpoints=bool(self.checkpoints),
+        )  # fmt: skip
 
     @property
     def active(self) -> bool:
@@ -368,6 +371,7 @@ class Host:
             record.persistent = None
             if not record.active:
                 self.records.pop(uuid, None)
+            record.checkpoints.clear()
             self.tell(record, "LIFECYCLE")
 
     async def set_metadata(self, uuid: str, element: str, *, live: bool) -> None:
@@ -382,6 +386,16 @@ class Host:
             assert root is not None
             libvirt_xml.set_metadata(root, element, METADATA_NAMESPACE)
             self.tell(record, "METADATA_CHANGE")
+
+    async def redefine_checkpoint(self, uuid: str, xml: str) -> None:
+        """Connection.redefine_checkpoint."""
+        record, root = self.find(uuid), libvirt_xml.parse(xml)
+        async with self.job(record):
+            parent = root.findtext("parent/name")
+            if parent is not None and parent not in record.checkpoints:
+                what = f"invalid argument: parent {parent} for moment {root.findtext('name')} not found"
+                raise HostError(driver.INVALID_ARG, what, DOMAIN_CHECKPOINT)
+            record.checkpoints[root.findtext("name", "")] = xml
 
     async def remove_managed_save(self, uuid: str) -> None:
         """Connection.remove_managed_save."""

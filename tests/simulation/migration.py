@@ -270,6 +270,7 @@ class Migration:
         process.on_end = None
         process.end("Migrated")
         record.persistent, record.doing = None, None
+        record.checkpoints.clear()
         self.source.off(record, "Migrated")
 
     # When it goes wrong -----------------------------------------------------------------------------------------------

@@ -19,7 +19,13 @@ ACTIONS = {
     "restart": {"shutdown", "define", "create", "PATCH status vm by homeostat-vm"},
     "reschedule": {"undefine", "define", "create", "PATCH status vm by homeostat-candidates"},
     "delete": {"shutdown", "undefine", "delete_volume", "PATCH vm"},
-    "migrate": {"create_volume", "migrate", "PATCH vmmig", "PATCH status vmmig by homeostat-migration"},
+    "migrate": {
+        "create_volume",
+        "migrate",
+        "redefine_checkpoint",
+        "PATCH vmmig",
+        "PATCH status vmmig by homeostat-migration",
+    },
 }
 """What a scenario is made of at the least: one that is done in other ways would not be tried where it matters."""
 

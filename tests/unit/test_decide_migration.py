@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.migration import VirtualMachineMigration
-from homeostat.api.observed import Absent, Domain, Present, Unknown
+from homeostat.api.observed import Absent, Checkpoint, Domain, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
 from homeostat.decide.migration import (
@@ -182,6 +182,64 @@ def test_it_has_arrived_when_the_source_has_nothing_left() -> None:
     assert shown(seen("Shutoff/Migrated"), ARRIVED, SHORT).action is None
     assert shown(seen("Shutoff/Migrated"), ARRIVED).action == act.UndefineStale("a", UID)
     assert shown(GONE, seen("Running/Unpaused"), 0).say.reason == "Migrated"
+
+
+FIRST, SECOND = Checkpoint("first", "<first/>"), Checkpoint("second", "<second/>")
+
+
+def with_marks(source: Side, target: Side, age: float, begun: MigrationDecision) -> MigrationDecision:
+    """The decision when the marks of an earlier one are on record."""
+    assert begun.marks is not None
+    return decided(marked(migration(BEGUN), begun), view(source, target, age))
+
+
+def marked(of: VirtualMachineMigration, decision: MigrationDecision) -> VirtualMachineMigration:
+    return of.model_copy(update={"status": of.status.model_copy(update={"marks": decision.marks})})
+
+
+def test_checkpoints_are_written_down_before_the_call_and_defined_on_the_target_parents_first() -> None:
+    begun = shown(replace(RUNS, checkpoints=(FIRST, SECOND)), GONE, begun=False)
+    assert begun.action == REQUEST
+    assert begun.marks is not None
+    assert [(each.name, each.xml) for each in begun.marks.checkpoints] == [
+        ("first", "<first/>"),
+        ("second", "<second/>"),
+    ]
+    assert with_marks(GONE, ARRIVED, 0, begun).action == act.RedefineCheckpoint("b", UID, "<first/>")
+    half = replace(ARRIVED, checkpoints=(FIRST,))
+    assert with_marks(GONE, half, SHORT, begun).action == act.RedefineCheckpoint("b", UID, "<second/>")
+    whole = with_marks(GONE, replace(ARRIVED, checkpoints=(FIRST, SECOND)), 0, begun)
+    assert (whole.say.reason, whole.say.detail) == ("Migrated", "")
+
+
+def test_checkpoints_of_a_vm_that_went_off_on_the_target_are_defined_there_too() -> None:
+    begun = shown(replace(RUNS, checkpoints=(FIRST,)), GONE, begun=False)
+    off = seen("Shutoff/Shutdown")
+    assert with_marks(seen("Shutoff/Migrated"), off, SHORT, begun).action == act.RedefineCheckpoint(
+        "b", UID, "<first/>"
+    )
+    assert with_marks(GONE, replace(off, checkpoints=(FIRST,)), SHORT, begun).say.reason == "MigratedThenOff"
+
+
+def test_a_checkpoint_that_cannot_be_defined_is_given_up_after_the_grace_and_named() -> None:
+    begun = shown(replace(RUNS, checkpoints=(FIRST, SECOND)), GONE, begun=False)
+    left = with_marks(GONE, replace(ARRIVED, checkpoints=(FIRST,)), LONG, begun)
+    assert left.say.reason == "Migrated"
+    assert left.say.detail.endswith(": second")
+    # The grace begins anew with each that is defined.
+    assert (
+        len({evidence("1", GONE, replace(ARRIVED, checkpoints=found)) for found in ((), (FIRST,), (FIRST, SECOND))})
+        == 3
+    )
+
+
+def test_what_is_written_down_of_checkpoints_is_what_there_is_at_the_last_call() -> None:
+    begun = shown(replace(RUNS, checkpoints=(FIRST,)), GONE, begun=False)
+    again = marked(migration(), begun)
+    for found in ((), (FIRST, SECOND)):
+        marks = decided(again, view(replace(RUNS, checkpoints=found), GONE)).marks
+        assert marks is not None
+        assert [each.name for each in marks.checkpoints] == [each.name for each in found]
 
 
 def test_a_lost_reply_ends_the_source_and_never_the_target() -> None:

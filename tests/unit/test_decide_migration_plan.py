@@ -17,7 +17,7 @@ from homeostat.api.hypervisor import HypervisorSpec
 from homeostat.api.meta import FINALIZER
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.migration_policy import EffectivePolicy
-from homeostat.api.observed import Absent, Answer, Pool, Present, Traits, Unknown
+from homeostat.api.observed import Absent, Answer, Checkpoint, Pool, Present, Traits, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
 from homeostat.decide import wanted
@@ -500,6 +500,10 @@ def test_what_of_the_vm_is_in_the_way() -> None:
     assert judged(machine(), domain={"persistent": False}) == "False/Transient"
     assert judged(machine(), domain={"managed_save": True}) == "False/ManagedSave"
     assert judged(machine(), domain={"snapshots": True}) == "False/Snapshots"
+    few = tuple(Checkpoint(f"c{number}", "<c/>") for number in range(256))
+    assert judged(machine(), domain={"checkpoints": few}) == "True/Migratable"
+    for many in ((*few, Checkpoint("one", "<c/>")), (Checkpoint("one", "c" * 4097),), (Checkpoint("c" * 254, ""),)):
+        assert judged(machine(), domain={"checkpoints": many}) == "False/Checkpoints"
     without = vms.domain(vms.settled()).inactive
     assert judged(machine(), domain={"inactive": without}) == "False/PendingDetach"
     local: dict[str, Any] = {"spec": spec(pools=[POOL | {"storageID": None}])}

@@ -13,6 +13,7 @@ import pytest
 
 from homeostat.api.observed import (
     Absent,
+    Checkpoint,
     Credentials,
     DomainConfig,
     HostFacts,
@@ -63,6 +64,7 @@ class Host:
     connections: list[Link] = field(default_factory=list)
     held: dict[str, asyncio.Event] = field(default_factory=dict)  # replies that are on their way for as long
     stuck: dict[str, asyncio.Event] = field(default_factory=dict)  # domains that nothing is said of for as long
+    checkpoints: dict[str, list[str]] = field(default_factory=dict)
 
     def put(self, one: DomainRow, request: str = "", tell: bool = True) -> None:
         self.rows[one.uuid] = one
@@ -146,6 +148,13 @@ class Link:
         text = self.host.xml[uuid] if uuid in self.host.rows else None
         await self._ask("xml")
         return text
+
+    async def checkpoints(self, uuid: str) -> tuple[Checkpoint, ...] | None:
+        await self._ask("checkpoints")
+        return tuple(Checkpoint(name, f"<{name}/>") for name in self.host.checkpoints.get(uuid, ()))
+
+    async def redefine_checkpoint(self, uuid: str, xml: str) -> None:
+        raise NotImplementedError
 
     async def close(self) -> None:
         self.closed = self.closed or "closed"
@@ -335,6 +344,21 @@ async def test_a_snapshot_that_has_no_event_is_seen_by_the_resync(host: Host, in
     host.put(row(A), tell=False)
     await asyncio.sleep(31)
     assert not informer.answer.domains[A].snapshots
+
+
+@drill
+async def test_checkpoints_are_read_where_there_are_any(host: Host, informer: Watched) -> None:
+    host.checkpoints[A] = ["first", "second"]
+    host.put(row(A, checkpoints=True), tell=False)
+    await asyncio.sleep(31)
+    both = (Checkpoint("first", "<first/>"), Checkpoint("second", "<second/>"))
+    assert informer.answer.domains[A].checkpoints == both
+    host.asked.clear()
+    await asyncio.sleep(31)
+    assert host.asked["checkpoints"] == 0
+    host.put(row(A), tell=False)
+    await asyncio.sleep(31)
+    assert informer.answer.domains[A].checkpoints == ()
 
 
 @drill

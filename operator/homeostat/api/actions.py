@@ -255,6 +255,18 @@ class PersistTarget:
     uuid: str
 
 
+@dataclass(frozen=True, slots=True)
+class RedefineCheckpoint:
+    """Give the target's domain the metadata of a checkpoint that the source's had. Seen when the domain there has it.
+
+    libvirt takes it to its grave with the source's definition; the disk's file keeps the bitmap.
+    """
+
+    host: str
+    uuid: str
+    xml: str
+
+
 MigrationAction = (
     Migrate
     | ResumePostCopy
@@ -264,6 +276,7 @@ MigrationAction = (
     | DestroyStale
     | UndefineStale
     | PersistTarget
+    | RedefineCheckpoint
     | Suspend
     | Resume
     | CreateVolume

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from homeostat.api.markers import SET, Column, Rule, map_by
+from homeostat.api.markers import ATOMIC, SET, Column, Rule, map_by
 from homeostat.api.meta import (
     UUID,
     Condition,
@@ -28,6 +28,7 @@ from homeostat.api.migration_policy import EffectivePolicy, MigrationPolicy
 from homeostat.api.virtualmachine import DeviceName, HostSelector
 
 Evidence = Annotated[str, Field(min_length=16, max_length=16, pattern=r"^[0-9a-f]{16}$")]
+MOST_CHECKPOINTS = 256
 IMMUTABLE = ("vmRef", "target", "policy", "storageCopy", "ttlSecondsAfterFinished")
 
 
@@ -208,6 +209,15 @@ class DecisionStatus(Model):
     """What was seen on the target."""
 
 
+class CheckpointStatus(Model):
+    """libvirt's metadata of a checkpoint, which is lost with the source's definition."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    """Its name."""
+    xml: Annotated[str, Field(max_length=4096)]
+    """Its XML without that of the domain, as `virsh checkpoint-create --redefine` takes it."""
+
+
 class MarksStatus(Model):
     """What was done that a host does not show. Each is written before it is done, but for frozen."""
 
@@ -233,6 +243,8 @@ class MarksStatus(Model):
     """When the target was found to have a definition although the source runs: its copy of the disks is kept."""
     not_prepared: Message | None = None
     """Why the target's volumes could not be made ready for a storage copy."""
+    checkpoints: Annotated[tuple[CheckpointStatus, ...], Field(max_length=MOST_CHECKPOINTS), ATOMIC] = ()
+    """What libvirt on the source had metadata of when it was asked to migrate, parents first."""
 
 
 class ProgressStatus(Model):

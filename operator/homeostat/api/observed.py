@@ -107,6 +107,17 @@ class Traits:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """libvirt's metadata of one checkpoint: its name, and its XML without that of the domain.
+
+    What was written since is kept in the disk's file, and stays there without the metadata.
+    """
+
+    name: str
+    xml: str
+
+
+@dataclass(frozen=True, slots=True)
 class Domain:
     """One libvirt domain as last read. `live` is None for a domain that is off, `inactive` for a transient one."""
 
@@ -118,6 +129,8 @@ class Domain:
     managed_save: bool = False
     autostart: bool = False
     snapshots: bool = False  # whether libvirt has metadata of any
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """Those that libvirt has metadata of, parents first."""
     owner: Owner | None = None  # from the persistent definition (from the live one when transient)
     live_owner: Owner | None = None
     live: DomainConfig | None = None

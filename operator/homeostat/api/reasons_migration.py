@@ -275,6 +275,7 @@ MIGRATABLE: dict[str, str] = {
     "PendingDetach": "A device was asked to be removed and the guest has not let go of it.",
     "ManagedSave": "A memory image that somebody saved is in the way.",
     "Snapshots": "libvirt has metadata of snapshots, and moves no domain that has any.",
+    "Checkpoints": "libvirt forgets checkpoints when a domain moves, and these are more than can be carried over.",
     "BlockJob": "A disk is being copied or merged.",
 }
 """Reasons of a VM's condition Migratable."""

@@ -11,6 +11,7 @@ from homeostat.api.hypervisor import HostPool
 from homeostat.api.observed import RUNNING_STATES, Domain, DomainConfig, HostFacts, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import wanted
+from homeostat.decide.migration_checkpoints import too_much
 from homeostat.decide.placement import unwanted
 from homeostat.decide.view import HostView, Say
 
@@ -84,6 +85,8 @@ def of_the_vm(domain: Domain) -> Iterator[Say]:
         yield Say("ManagedSave")
     if domain.snapshots:
         yield Say("Snapshots")
+    if why := too_much(domain.checkpoints):
+        yield Say("Checkpoints", why)
     for alias in traits.block_jobs:
         yield Say("BlockJob", f"disk {_plain(alias)}")
 

@@ -19,9 +19,10 @@ from datetime import datetime
 
 from homeostat.api import actions as act
 from homeostat.api.meta import condition
-from homeostat.api.migration import IntentStatus, VirtualMachineMigration
+from homeostat.api.migration import CheckpointStatus, IntentStatus, VirtualMachineMigration
 from homeostat.api.observed import Unknown
 from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import migration_checkpoints as checkpoints
 from homeostat.decide import migration_copy as copies
 from homeostat.decide.migration_case import LOOK_SECONDS, CallEnded, Case, MigrationDecision, MigrationView
 from homeostat.decide.migration_table import (
@@ -30,6 +31,7 @@ from homeostat.decide.migration_table import (
     WITHOUT_PROCESS,
     Seen,
     Side,
+    described,
     evidence,
     job,
     kind,
@@ -179,9 +181,17 @@ def _settle(case: Case) -> MigrationDecision:
     target, source, uuid = case.view.target, case.view.source, case.intent.domain_uuid
     if isinstance(target, Seen) and not target.persistent:
         return _say(case, "Arrived", action=act.PersistTarget(case.intent.target, uuid), requeue_after=0.0)
+    if (lacking := checkpoints.missing(case.marks, target)) and not case.settled:
+        return _redefine(case, "Arrived", lacking[0])
     if isinstance(source, Seen):
         return _after_grace(case, "Arrived", act.UndefineStale(case.intent.source, uuid))
-    return _finish(case, "Migrated", moved=True)
+    return _finish(case, "Migrated", checkpoints.left_out(lacking), moved=True)
+
+
+def _redefine(case: Case, reason: str, one: CheckpointStatus) -> MigrationDecision:
+    """One that is refused is tried again until the grace period is over, which begins anew with each that is not."""
+    action = act.RedefineCheckpoint(case.intent.target, case.intent.domain_uuid, one.xml)
+    return _say(case, reason, f"checkpoint {one.name!r} is redefined", action=action, requeue_after=0.5)
 
 
 def _roll_back(case: Case) -> MigrationDecision:
@@ -210,8 +220,10 @@ def _begin(case: Case) -> MigrationDecision:
         return _finish(case, "TargetUnreachable", f"Hypervisor {case.intent.target} is out of service")
     if not case.view.listed:
         return _say(case, "Preparing", f"Hypervisor {case.intent.target} is being recorded as a candidate of the VM")
-    storage = _volumes(case, "Preparing", copies.prepare)
-    return storage or _say(case, "Preparing", action=case.view.request, requeue_after=1.0)
+    if (storage := _volumes(case, "Preparing", copies.prepare)) is not None:
+        return storage
+    marks = checkpoints.recorded(case.marks, case.view.source)
+    return _say(case, "Preparing", action=case.view.request, marks=marks, requeue_after=1.0)
 
 
 def _came_to_nothing(case: Case) -> MigrationDecision:
@@ -288,9 +300,12 @@ def _may_still_begin(case: Case) -> bool:
 
 
 def _ended(case: Case) -> MigrationDecision:
+    lacking = checkpoints.missing(case.marks, case.view.target)
+    if lacking and isinstance(case.view.target, Seen) and not case.settled:
+        return _redefine(case, "ArrivedThenOff", lacking[0])
     if isinstance(case.view.source, Seen) and isinstance(case.view.target, Seen):
         return _after_grace(case, "ArrivedThenOff", act.UndefineStale(case.intent.source, case.intent.domain_uuid))
-    return _finish(case, "MigratedThenOff", moved=True)
+    return _finish(case, "MigratedThenOff", checkpoints.left_out(lacking), moved=True)
 
 
 # Storage that is copied
@@ -395,16 +410,6 @@ def _pair(case: Case) -> str:
         f"source {intent.source}: {described(view.source)}; target {intent.target}: {described(view.target)};"
         f" evidence {case.evidence}"
     )
-
-
-def described(side: Side) -> str:
-    """One side's observation in words, without times."""
-    if isinstance(side, Unknown):
-        return f"Unknown ({side.reason})"
-    if not isinstance(side, Seen):
-        return kind(side)
-    job_ = f", job {side.job}" if side.job else ""
-    return f"{side.state}/{side.reason}{job_}{'' if side.persistent else ', transient'}"
 
 
 def _as_told(case: Case, keep: str) -> MigrationDecision:

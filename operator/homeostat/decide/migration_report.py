@@ -40,7 +40,7 @@ def side_of(
     match answer:
         case Present(domain=domain):
             lost = domain.state == "Shutoff" and domain.reason in ("Unknown", "Failed") and _had_process(old)
-            return Seen(domain.state, domain.reason, job, domain.persistent, lost, cpus)
+            return Seen(domain.state, domain.reason, job, domain.persistent, lost, cpus, domain.checkpoints)
         case Absent():
             return answer
         case Unknown():

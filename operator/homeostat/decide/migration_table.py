@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from homeostat.api.observed import Absent, Unknown
+from homeostat.api.observed import Absent, Checkpoint, Unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,9 @@ class OutOfService:
 class Seen:
     """The host has the domain. `job` is Out, In, Other, Unknown (it did not say) or None.
 
-    `lost`: it is off by libvirt's word, nothing says how it went off, and a process was the last that was seen: one may
-    be left. `cpus` says whether the CPUs' time was seen to advance, None when nobody looked; it decides nothing.
+    `checkpoints` are those that libvirt has metadata of. `lost`: it is off by libvirt's word, nothing says how it went
+    off, and a process was the last that was seen: one may be left. `cpus` says whether the CPUs' time was seen to
+    advance, None when nobody looked; it decides nothing.
     """
 
     state: str
@@ -33,6 +34,7 @@ class Seen:
     persistent: bool = True
     lost: bool = False
     cpus: bool | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
 
 
 Side = Unknown | OutOfService | Absent | Seen
@@ -108,6 +110,16 @@ def job(side: Side) -> str:
     if side.job == "Unknown" and kind(side) in HALVES:
         return UNTOLD
     return side.job if side.job in ("Out", "In") else "?"
+
+
+def described(side: Side) -> str:
+    """One side's observation in words, without times."""
+    if isinstance(side, Unknown):
+        return f"Unknown ({side.reason})"
+    if not isinstance(side, Seen):
+        return kind(side)
+    job_ = f", job {side.job}" if side.job else ""
+    return f"{side.state}/{side.reason}{job_}{'' if side.persistent else ', transient'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,4 +315,6 @@ def evidence(attempt: str, source: Side, target: Side) -> str:
 def _facts(side: Side) -> str:
     if not isinstance(side, Seen):
         return kind(side)
-    return f"{side.state}/{side.reason} job={side.job} persistent={side.persistent} lost={side.lost}"
+    # How many there are is part of it: the grace period begins anew with each that is redefined.
+    checkpoints = f" checkpoints={len(side.checkpoints)}" if side.checkpoints else ""
+    return f"{side.state}/{side.reason} job={side.job} persistent={side.persistent} lost={side.lost}{checkpoints}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from itertools import count
 from xml.etree.ElementTree import ParseError
 
-from homeostat.api.observed import ACTIVE_STATES, Domain, Traits
+from homeostat.api.observed import ACTIVE_STATES, Checkpoint, Domain, Traits
 from homeostat.hosts.domain_xml import ParsedDomain, parse
 from homeostat.hosts.driver import Connection, DomainRow
 
@@ -51,7 +51,7 @@ class DomainCache:
 def _agrees(domain: Domain | None, row: DomainRow) -> bool:
     return domain is not None and DomainRow(
         domain.uuid, domain.name, domain.state, domain.reason, domain.persistent, domain.managed_save,
-        domain.autostart, domain.snapshots,
+        domain.autostart, domain.snapshots, bool(domain.checkpoints),
     ) == row  # fmt: skip
 
 
@@ -66,9 +66,10 @@ async def read_definitions(connection: Connection, row: DomainRow) -> Domain | N
     active = row.state in ACTIVE_STATES
     live = await connection.xml(row.uuid, inactive=False) if active else None
     inactive = await connection.xml(row.uuid, inactive=True) if row.persistent else None
-    if (active and live is None) or (row.persistent and inactive is None):
+    checkpoints = await connection.checkpoints(row.uuid) if row.checkpoints else ()
+    if (active and live is None) or (row.persistent and inactive is None) or checkpoints is None:
         return None
-    return _domain(row, _parsed(row, live), _parsed(row, inactive))
+    return _domain(row, _parsed(row, live), _parsed(row, inactive), checkpoints)
 
 
 def bare(row: DomainRow) -> Domain:
@@ -76,7 +77,9 @@ def bare(row: DomainRow) -> Domain:
     return _domain(row, None, None)
 
 
-def _domain(row: DomainRow, live: ParsedDomain | None, inactive: ParsedDomain | None) -> Domain:
+def _domain(
+    row: DomainRow, live: ParsedDomain | None, inactive: ParsedDomain | None, checkpoints: tuple[Checkpoint, ...] = ()
+) -> Domain:
     lasting, shown = inactive or live, live or inactive
     return Domain(
         uuid=row.uuid,
@@ -87,6 +90,7 @@ def _domain(row: DomainRow, live: ParsedDomain | None, inactive: ParsedDomain | 
         managed_save=row.managed_save,
         autostart=row.autostart,
         snapshots=row.snapshots,
+        checkpoints=checkpoints,
         owner=lasting.owner if lasting else None,
         live_owner=live.owner if live else None,
         live=live.config if live else None,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from homeostat.api.observed import Credentials, HostFacts, Pool, Volume
+from homeostat.api.observed import Checkpoint, Credentials, HostFacts, Pool, Volume
 
 if TYPE_CHECKING:
     from homeostat.hosts.migration import Cost, Job, MigrationRequest
@@ -53,6 +53,7 @@ class DomainRow:
     managed_save: bool = False
     autostart: bool = False
     snapshots: bool = False
+    checkpoints: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,9 @@ class Connection(Protocol):
 
         The downtime is the difference between two hosts' clocks.
         """
+
+    async def checkpoints(self, uuid: str) -> tuple[Checkpoint, ...] | None:
+        """What libvirt has metadata of, parents first; None when the domain is gone. Waits for no job."""
 
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
         """(interface, MAC, IP address) the guest agent reports. May take long: the agent answers or does not."""
@@ -141,13 +145,19 @@ class Connection(Protocol):
         """Let the CPUs run."""
 
     async def undefine(self, uuid: str) -> None:
-        """Remove the persistent definition, keeping NVRAM and volumes; OPERATION_INVALID with a managed-save image."""
+        """Remove the persistent definition with the metadata of checkpoints, keeping NVRAM and volumes.
+
+        OPERATION_INVALID with a managed-save image.
+        """
 
     async def set_metadata(self, uuid: str, element: str, *, live: bool) -> None:
         """Write our metadata element to the live or the persistent definition."""
 
     async def remove_managed_save(self, uuid: str) -> None:
         """Remove the managed-save image."""
+
+    async def redefine_checkpoint(self, uuid: str, xml: str) -> None:
+        """Give a domain the metadata of a checkpoint whose bitmaps its disks have; its parent has to be there."""
 
     # Live migration: asked of the source
     async def reach(self, uuid: str, peer: str) -> None:

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import libvirt
 
-from homeostat.api.observed import HostFacts, Pool, Volume
+from homeostat.api.observed import Checkpoint, HostFacts, Pool, Volume
 from homeostat.hosts import jobs, lanes, reads
 from homeostat.hosts.driver import (
     NO_DOMAIN,
@@ -148,6 +148,9 @@ class LibvirtConnection(Connection):
     async def cost(self, uuid: str) -> Cost | None:
         return await self._read(_or_none(lambda virt: jobs.cost(virt.lookupByUUIDString(uuid))))
 
+    async def checkpoints(self, uuid: str) -> tuple[Checkpoint, ...] | None:
+        return await self._read(_or_none(lambda virt: reads.checkpoints(virt.lookupByUUIDString(uuid))))
+
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
         return await self._agent.call(lambda virt: reads.addresses(virt.lookupByUUIDString(uuid)), self._agent_deadline)
 
@@ -200,7 +203,12 @@ class LibvirtConnection(Connection):
 
     async def undefine(self, uuid: str) -> None:
         flags = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+        flags |= libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA  # else it is refused when there are any
         await self._on(uuid, lambda domain: domain.undefineFlags(flags))
+
+    async def redefine_checkpoint(self, uuid: str, xml: str) -> None:
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
+        await self._on(uuid, lambda domain: domain.checkpointCreateXML(xml, flags))
 
     async def set_metadata(self, uuid: str, element: str, *, live: bool) -> None:
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG

@@ -69,6 +69,8 @@ async def perform_migration(
             await connection.destroy(uuid)
         case actions.UndefineStale(uuid=uuid):
             await connection.undefine(uuid)
+        case actions.RedefineCheckpoint(uuid=uuid, xml=xml):
+            await connection.redefine_checkpoint(uuid, xml)
         case actions.PersistTarget(uuid=uuid):
             await _persist(uuid, connection)
         case _:

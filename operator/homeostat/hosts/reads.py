@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import libvirt
 
-from homeostat.api.observed import HostFacts, Pool, Volume
+from homeostat.api.observed import Checkpoint, HostFacts, Pool, Volume
 from homeostat.hosts import networks
 from homeostat.hosts.capabilities import host_facts
 from homeostat.hosts.driver import NO_STORAGE_POOL, NO_STORAGE_VOL, DomainRow
@@ -42,20 +42,21 @@ def register_events(virt: Virt, enqueue: Callable[[str, str], None]) -> list[int
 
 
 def domains(virt: Virt) -> list[DomainRow]:
-    """All domains in five calls."""
+    """All domains in six calls."""
     stats = virt.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
-    persistent, saved, autostart, snapshots = (
+    persistent, saved, autostart, snapshots, checkpoints = (
         {domain.UUIDString() for domain in virt.listAllDomains(flag)}
         for flag in (
             libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT,
             libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE,
             libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART,
             libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT,
+            libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_CHECKPOINT,
         )
     )
     return [
         DomainRow(uuid, one.name(), *words(state["state.state"], state["state.reason"]),
-                  uuid in persistent, uuid in saved, uuid in autostart, uuid in snapshots)
+                  uuid in persistent, uuid in saved, uuid in autostart, uuid in snapshots, uuid in checkpoints)
         for one, state in stats
         for uuid in [one.UUIDString()]
     ]  # fmt: skip
@@ -67,8 +68,15 @@ def domain(one: Virt) -> DomainRow:
     persistent = bool(one.isPersistent())
     saved = persistent and bool(one.hasManagedSaveImage())
     autostart = persistent and bool(one.autostart())
-    snapshots = one.snapshotNum(0) > 0
-    return DomainRow(one.UUIDString(), one.name(), state, reason, persistent, saved, autostart, snapshots)
+    snapshots, checkpoints = one.snapshotNum(0) > 0, bool(one.listAllCheckpoints(0))
+    return DomainRow(one.UUIDString(), one.name(), state, reason, persistent, saved, autostart, snapshots, checkpoints)
+
+
+def checkpoints(one: Virt) -> tuple[Checkpoint, ...]:
+    """Those of a domain, parents first, in a call for each and one for all."""
+    found = one.listAllCheckpoints(libvirt.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL)
+    flags = libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN  # which is large, and not needed to define one again
+    return tuple(Checkpoint(each.getName(), each.getXMLDesc(flags)) for each in found)
 
 
 def addresses(one: Virt) -> list[tuple[str, str, str]]:

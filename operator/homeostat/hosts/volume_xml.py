@@ -26,6 +26,8 @@ def render_volume(
     permissions = ET.SubElement(target, "permissions")
     for tag, value in (("mode", mode), ("owner", str(owner[0])), ("group", str(owner[1]))):
         ET.SubElement(permissions, tag).text = value
+    if format_ == "qcow2":
+        ET.SubElement(target, "compat").text = "1.1"  # libvirt's own default, 0.10, keeps no bitmaps of a checkpoint
     if backing is not None:
         store = ET.SubElement(root, "backingStore")
         ET.SubElement(store, "path").text = backing[0]

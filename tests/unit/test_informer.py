@@ -4,268 +4,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
-from homeostat.api.observed import (
-    Absent,
-    Checkpoint,
-    Credentials,
-    DomainConfig,
-    HostFacts,
-    Owner,
-    Pool,
-    Present,
-    Unknown,
-    Volume,
-)
-from homeostat.hosts.domain_xml import render
-from homeostat.hosts.driver import AUTH_FAILED, SYSTEM_ERROR, DomainRow, Event, HostError, HostUnreachable
+from homeostat.api.observed import Absent, Credentials, Present, Unknown
+from homeostat.hosts.driver import AUTH_FAILED, SYSTEM_ERROR, HostError, HostUnreachable
 from homeostat.hosts.informer import HostInformer, LookAnswer
-from homeostat.hosts.migration import Cost, In, Job, MigrationRequest, Out
+from homeostat.hosts.migration import In, Out
 from homeostat.reconcile.settings import Settings
 from tests.simulation.clock import now, run_virtual
+from tests.unit.informed import CONFIG, POOL, URI, A, B, C, Host, Watched, drill, owner, row
 
 pytestmark = pytest.mark.unit
-
-A, B, C = (f"00000000-0000-4000-8000-00000000000{n}" for n in "abc")
-URI = "qemu+tcp://198.51.100.2/system"
-CONFIG = DomainConfig(64, 1, 1, 1, "Westmere", "pc-q35-7.2", "Emulation")
-
-
-def owner(uid: str, request: str = "") -> Owner:
-    return Owner("cluster", "ns", "vm", uid, request=request)
-
-
-def row(uuid: str, state: str = "Running", reason: str = "Booted", **more: Any) -> DomainRow:
-    return DomainRow(uuid, f"ns_{uuid[-1]}", state, reason, persistent=True, **more)
-
-
-@dataclass
-class Host:
-    """A host: what it would answer, and what it was asked."""
-
-    uuid: str = "host-1"
-    rows: dict[str, DomainRow] = field(default_factory=dict)
-    xml: dict[str, str] = field(default_factory=dict)
-    jobs: dict[str, Job] = field(default_factory=dict)
-    asked: Counter[str] = field(default_factory=Counter)
-    attempts: list[float] = field(default_factory=list)
-    credentials: list[Credentials | None] = field(default_factory=list)
-    opening: HostError | None = None
-    answering: dict[str, HostError] = field(default_factory=dict)
-    silent: asyncio.Event | None = None
-    silent_opens: bool = False
-    pending: int = 0  # attempts under way
-    connections: list[Link] = field(default_factory=list)
-    held: dict[str, asyncio.Event] = field(default_factory=dict)  # replies that are on their way for as long
-    stuck: dict[str, asyncio.Event] = field(default_factory=dict)  # domains that nothing is said of for as long
-    checkpoints: dict[str, list[str]] = field(default_factory=dict)
-
-    def put(self, one: DomainRow, request: str = "", tell: bool = True) -> None:
-        self.rows[one.uuid] = one
-        self.xml[one.uuid] = render(one.uuid, one.name, CONFIG, owner(one.uuid, request), None)
-        if tell:
-            self.tell(one.uuid)
-
-    def drop(self, uuid: str, tell: bool = True) -> None:
-        del self.rows[uuid]
-        if tell:
-            self.tell(uuid)
-
-    def tell(self, uuid: str | None) -> None:
-        for link in self.connections:
-            link.on_event(Event(uuid))
-
-    def hang_up(self, why: str = "the connection was lost (end of file)") -> None:
-        for link in list(self.connections):
-            link.closed = why
-            self.connections.remove(link)
-            link.on_close(why)
-
-    async def open(self, uri: str, credentials: Credentials | None) -> Link:
-        self.attempts.append(asyncio.get_running_loop().time())
-        self.credentials.append(credentials)
-        self.pending += 1
-        try:
-            if self.silent_opens:
-                await asyncio.Event().wait()
-        finally:
-            self.pending -= 1
-        if self.opening is not None:
-            raise self.opening
-        self.connections.append(Link(self))
-        return self.connections[-1]
-
-
-class Link:
-    """A connection to it. Effects are not asked for here."""
-
-    def __init__(self, host: Host) -> None:
-        self.host, self.closed = host, ""
-        self.on_event: Callable[[Event], None] = lambda event: None
-        self.on_close: Callable[[str], None] = lambda why: None
-
-    async def _ask(self, call: str) -> None:
-        self.host.asked[call] += 1
-        await asyncio.sleep(0.001)
-        if self.host.silent is not None:
-            await self.host.silent.wait()
-        if call in self.host.held:
-            await self.host.held[call].wait()
-        if self.closed:
-            raise HostUnreachable(SYSTEM_ERROR, self.closed, 7)
-        if call in self.host.answering:
-            raise self.host.answering[call]
-
-    def subscribe(self, on_event: Callable[[Event], None], on_close: Callable[[str], None]) -> None:
-        self.on_event, self.on_close = on_event, on_close
-
-    async def facts(self) -> HostFacts:
-        await self._ask("facts")
-        return HostFacts(self.host.uuid, "host", "9.0.0", "7.2.22", 4, 4096)
-
-    async def domains(self) -> list[DomainRow]:
-        rows = list(self.host.rows.values())
-        await self._ask("domains")
-        return rows
-
-    async def domain(self, uuid: str) -> DomainRow | None:
-        await self._ask("domain")
-        if uuid in self.host.stuck:
-            await self.host.stuck[uuid].wait()
-        return self.host.rows.get(uuid)
-
-    async def domain_named(self, name: str) -> str | None:
-        await self._ask("domain_named")
-        return next((one.uuid for one in self.host.rows.values() if one.name == name), None)
-
-    async def xml(self, uuid: str, *, inactive: bool) -> str | None:
-        text = self.host.xml[uuid] if uuid in self.host.rows else None
-        await self._ask("xml")
-        return text
-
-    async def checkpoints(self, uuid: str) -> tuple[Checkpoint, ...] | None:
-        await self._ask("checkpoints")
-        return tuple(Checkpoint(name, f"<{name}/>") for name in self.host.checkpoints.get(uuid, ()))
-
-    async def redefine_checkpoint(self, uuid: str, xml: str) -> None:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        self.closed = self.closed or "closed"
-        if self in self.host.connections:
-            self.host.connections.remove(self)
-
-    async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
-        raise NotImplementedError
-
-    async def pool(self, name: str) -> Pool:
-        raise NotImplementedError
-
-    async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
-        raise NotImplementedError
-
-    async def volume_size(self, pool: str, name: str) -> int:
-        raise NotImplementedError
-
-    async def refresh_pool(self, pool: str) -> None:
-        raise NotImplementedError
-
-    async def create_volume(self, pool: str, xml: str) -> None:
-        raise NotImplementedError
-
-    async def delete_volume(self, pool: str, name: str) -> None:
-        raise NotImplementedError
-
-    async def define(self, xml: str) -> None:
-        raise NotImplementedError
-
-    async def create(self, uuid: str, *, paused: bool) -> None:
-        raise NotImplementedError
-
-    async def shutdown(self, uuid: str, *, agent: bool) -> None:
-        raise NotImplementedError
-
-    async def destroy(self, uuid: str) -> None:
-        raise NotImplementedError
-
-    async def suspend(self, uuid: str) -> None:
-        raise NotImplementedError
-
-    async def resume(self, uuid: str) -> None:
-        raise NotImplementedError
-
-    async def undefine(self, uuid: str) -> None:
-        raise NotImplementedError
-
-    async def set_metadata(self, uuid: str, element: str, *, live: bool) -> None:
-        raise NotImplementedError
-
-    async def remove_managed_save(self, uuid: str) -> None:
-        raise NotImplementedError
-
-    async def job(self, uuid: str) -> Job | None:
-        await self._ask("job")
-        return self.host.jobs.get(uuid)
-
-    async def reach(self, uuid: str, peer: str) -> None:
-        raise NotImplementedError
-
-    async def migrate(self, uuid: str, request: MigrationRequest) -> None:
-        raise NotImplementedError
-
-    async def cost(self, uuid: str) -> Cost | None:
-        raise NotImplementedError
-
-    async def resume_post_copy(self, uuid: str, request: MigrationRequest) -> None:
-        raise NotImplementedError
-
-    async def abort_job(self, uuid: str) -> None:
-        raise NotImplementedError
-
-    async def set_max_downtime(self, uuid: str, milliseconds: int) -> None:
-        raise NotImplementedError
-
-    async def set_migration_speed(self, uuid: str, mib_s: int) -> None:
-        raise NotImplementedError
-
-    async def start_post_copy(self, uuid: str) -> None:
-        raise NotImplementedError
-
-
-class Watched(HostInformer):
-    """An informer whose news are kept."""
-
-    def __init__(self, host: Host, settings: Settings | None = None) -> None:
-        self.news: list[set[str] | None] = []
-        super().__init__("hv", host, now, settings or Settings(), lambda name, uuids: self.news.append(uuids))
-
-
-def drill(test: Callable[[Host, Watched], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Run a test in virtual time on a host with one running domain, its informer connected."""
-
-    async def run() -> None:
-        host = Host()
-        host.put(row(A))
-        informer = Watched(host)
-        informer.configure(URI, None)
-        await asyncio.sleep(0.5)
-        try:
-            await test(host, informer)
-        finally:
-            await informer.close()
-        assert host.connections == [], "a connection was left open"
-
-    def inner() -> None:
-        run_virtual(run())
-
-    inner.__name__ = test.__name__
-    return inner
 
 
 @drill
@@ -347,21 +98,6 @@ async def test_a_snapshot_that_has_no_event_is_seen_by_the_resync(host: Host, in
 
 
 @drill
-async def test_checkpoints_are_read_where_there_are_any(host: Host, informer: Watched) -> None:
-    host.checkpoints[A] = ["first", "second"]
-    host.put(row(A, checkpoints=True), tell=False)
-    await asyncio.sleep(31)
-    both = (Checkpoint("first", "<first/>"), Checkpoint("second", "<second/>"))
-    assert informer.answer.domains[A].checkpoints == both
-    host.asked.clear()
-    await asyncio.sleep(31)
-    assert host.asked["checkpoints"] == 0
-    host.put(row(A), tell=False)
-    await asyncio.sleep(31)
-    assert informer.answer.domains[A].checkpoints == ()
-
-
-@drill
 async def test_at_rest_the_cost_does_not_depend_on_the_number_of_domains(host: Host, informer: Watched) -> None:
     for number in range(200):
         host.put(row(f"{number:08}-0000-4000-8000-000000000000"), tell=False)
@@ -381,6 +117,21 @@ async def test_a_definition_changed_without_event_or_state_is_seen_by_the_sweep(
     await asyncio.sleep(65)
     assert informer.answer.domains[A].owner == owner(A, "new")
     assert informer.news[-1] == {A}
+
+
+@drill
+async def test_storage_that_hangs_leaves_its_pools_where_they_were(host: Host, informer: Watched) -> None:
+    host.storage_hangs = True
+    await asyncio.sleep(601)
+    facts = informer.answer.facts
+    assert facts is not None
+    assert (facts.pools_known, facts.pools) == (False, (POOL,))
+    host.hang_up()
+    await asyncio.sleep(60)
+    assert informer.answer.facts == facts
+    host.storage_hangs = False
+    await asyncio.sleep(601)
+    assert informer.answer.facts == replace(facts, pools_known=True)
 
 
 @drill

@@ -214,7 +214,7 @@ class HostFacts:
     """uid and gid QEMU runs as (the DAC baselabel): who has to be able to open a disk."""
     pools: tuple[Pool, ...] = ()
     pools_known: bool = True
-    """False when the host answered, but not in time about its storage."""
+    """False when the host answered, but not in time about its storage: `pools` are those it told of before."""
     networks: tuple[str, ...] = ()
     """Active libvirt networks."""
     bridges: tuple[str, ...] = ()

@@ -191,10 +191,11 @@ def _orphan(domain: Domain, since: datetime) -> Orphan:
 def _pools(hypervisor: Hypervisor, facts: HostFacts | None) -> tuple[PoolStatus, ...]:
     """The pools; how full they are is left to metrics, it would change with every write of a guest."""
     there = {pool.name: pool for pool in facts.pools} if facts else {}
+    known = facts is not None and facts.pools_known
     rows = []
     for pool in hypervisor.spec.pools:
         found = there.get(pool.pool)
-        active = (found.state if found else "Missing") if facts else "Unknown"
+        active = (found.state if found else "Missing") if known else "Unknown"
         rows.append(
             PoolStatus(
                 name=pool.name,

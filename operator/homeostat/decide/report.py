@@ -196,7 +196,7 @@ def _pending(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -
     """What of the spec the running process does not have."""
     if host is None or domain is None or domain.live is None or host.facts is None or isinstance(host.answer, Unknown):
         return []
-    if wanted.unsuited(vm, host) is not None:
+    if wanted.unsuited(vm, host) is not None or wanted.unlocated(vm, host) is not None:
         return []
     return wanted.differences(domain.live, _expanded(wanted.config(vm, host, domain), domain.live))
 

@@ -15,6 +15,9 @@ from homeostat.decide.whereabouts import Place, claim
 
 def define(case: Case, host: HostView, domain: Domain | None, say: Say) -> Decision:
     """Make the definition, or make it anew: as the spec wants it to be started next."""
+    if (pool := wanted.unlocated(case.vm, host)) is not None:
+        detail = f"Hypervisor {host.name} has not told where pool {pool!r} is"
+        return Decision(Say("PoolUnavailable", detail), requeue_after=30)
     # A domain that is taken over keeps its name: libvirt redefines none under another.
     name = domain.name if domain else wanted.domain_name(case.vm)
     config = wanted.config(case.vm, host, domain)

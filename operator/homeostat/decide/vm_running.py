@@ -8,7 +8,7 @@ from datetime import datetime
 
 from homeostat.api import actions as act
 from homeostat.api.observed import Domain, Owner
-from homeostat.decide import runstrategy
+from homeostat.decide import runstrategy, wanted
 from homeostat.decide.view import Decision, Say
 from homeostat.decide.vm_case import Case, do
 from homeostat.decide.vm_definition import define, kept
@@ -31,7 +31,7 @@ def running(case: Case, place: Place) -> Decision:
     if asked and not case.where.behind:
         say = Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}")
         return stop(case, place, say, _since(case, "Restarting"))
-    if not domain.persistent:
+    if not domain.persistent and wanted.unlocated(vm, host) is None:
         return define(case, host, domain, Say("Running"))
     return _cpus(case, place)
 

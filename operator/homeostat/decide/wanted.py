@@ -125,6 +125,11 @@ def _path(host: HostView, logical: str, volume: str) -> str:
     return f"{found.path.rstrip('/')}/{volume}" if found else ""
 
 
+def unlocated(vm: VirtualMachine, host: HostView) -> str | None:
+    """The first pool that the spec names and whose folder the host has not told: no definition can be made there."""
+    return next((name for _, name in pool_names(vm) if not _path(host, name, "")), None)
+
+
 def volumes(vm: VirtualMachine, host: HostView) -> list[WantedVolume]:
     """Every volume that has to be there before the VM can start on this host; files that are only read come first."""
     files, disks = [], []

@@ -205,7 +205,7 @@ class HostInformer:
 
     async def _meet(self, connection: Connection) -> None:
         """The first full look; `connection` is set after it if the host is the expected one."""
-        facts = await self._bounded(connection.facts())
+        facts = self._with_pools(await self._bounded(connection.facts()))
         if self._is_expected(facts):
             await self._list(connection, definitions_of_all=True)
         if self._attended is not connection:
@@ -283,7 +283,7 @@ class HostInformer:
     # Reads
 
     async def _sweep(self, connection: Connection) -> None:
-        facts = await self._bounded(connection.facts())
+        facts = self._with_pools(await self._bounded(connection.facts()))
         changed = await self._list(connection, definitions_of_all=True)
         if self.connection is not connection:
             return
@@ -293,6 +293,13 @@ class HostInformer:
             self.answer = replace(self.answer, facts=facts)
             self._on_change(self._name, None)
         self._tell(changed)
+
+    def _with_pools(self, facts: HostFacts) -> HostFacts:
+        """While storage hangs, the pools as they were: where their folders are does not change by that."""
+        old = self.answer.facts
+        if facts.pools_known or old is None or old.host_uuid != facts.host_uuid:
+            return facts
+        return replace(facts, pools=old.pools)
 
     async def _list(self, connection: Connection, *, definitions_of_all: bool) -> set[str]:
         """Bring the cache to a bulk list that is begun now; the UUIDs with news."""

@@ -4,18 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from homeostat.api import actions as act
 from homeostat.api.observed import Credentials, DiskConfig, DomainConfig, HostFacts, NicConfig, Owner
-from homeostat.hosts.driver import Connection, Event
+from homeostat.hosts.driver import Connection, Event, HostError
 from homeostat.hosts.libvirt_driver import DriverSettings, LibvirtDriver
 from homeostat.hosts.perform import perform
+from tests.lab import Host, Lab
 
 IMAGES, BASE = "/var/lib/libvirt/images", "/var/lib/libvirt/base"
 QUICK = DriverSettings(keepalive_interval=1, keepalive_count=2, deadline=3, long_deadline=4, agent_deadline=3)
@@ -33,6 +38,32 @@ class Driven:
     async def do(self, action: act.HostAction) -> None:
         """Perform one action."""
         await perform(action, self.connection, self.facts)
+
+
+def run(drill: Coroutine[Any, Any, None]) -> None:
+    """Run a drill, which is through within two minutes."""
+    asyncio.run(asyncio.wait_for(drill, 120))
+
+
+async def failure(attempt: Coroutine[Any, Any, Any]) -> HostError:
+    """What an attempt raised. AssertionError when it succeeded."""
+    try:
+        await attempt
+    except HostError as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+@contextmanager
+def healed(name: str) -> Iterator[Lab]:
+    """A lab of two hosts, without the faults that a run left behind that was killed."""
+    lab = Lab.up(name, hosts=2)
+    try:
+        for host in lab.hosts:
+            host.heal()
+        yield lab
+    finally:
+        lab.down()
 
 
 @asynccontextmanager
@@ -116,6 +147,22 @@ async def defined(driven: Driven, one: Guest) -> AsyncIterator[Guest]:
         await remove(driven, one)
 
 
+@asynccontextmanager
+async def hung(host: Host) -> AsyncIterator[tuple[Driven, str]]:
+    """A running VM whose QEMU is stopped: a call to its monitor does not come back."""
+    one = guest()
+    async with driving(host.uri_tcp) as steady, defined(steady, one):
+        async with driving(host.uri_tcp, QUICK) as driven:
+            await driven.do(act.Start("", one.uuid))
+            host.freeze_qemu(one.uuid)
+            try:
+                yield driven, one.uuid
+            finally:
+                with contextlib.suppress(Exception):
+                    host.thaw_qemu(one.uuid)
+        await asyncio.sleep(0.5)
+
+
 async def remove(driven: Driven, one: Guest) -> None:
     """Destroy and undefine a VM, and delete its volumes."""
     row = await driven.connection.domain(one.uuid)
@@ -135,6 +182,20 @@ async def eventually(condition: Callable[[], object], what: str, seconds: float 
         assert time.monotonic() < begun + seconds, f"not within {seconds} s: {what}"
         await asyncio.sleep(0.02)
     return time.monotonic() - begun
+
+
+def libvirt_threads() -> list[str]:
+    """Names of the driver's threads in this process."""
+    return sorted(one.name for one in threading.enumerate() if one.name.startswith("libvirt-"))
+
+
+async def settled() -> tuple[int, list[str]]:
+    """Descriptors and threads of this process, once both have stopped changing."""
+    before: tuple[int, list[str]] = (0, [])
+    while (found := (len(os.listdir("/proc/self/fd")), libvirt_threads())) != before:
+        before = found
+        await asyncio.sleep(1.5)
+    return found
 
 
 def credentials(folder: Path, authority: Path | None = None) -> Credentials:

@@ -26,7 +26,7 @@ from homeostat.hosts.driver import (
     HostError,
 )
 from tests.lab import Host, Lab
-from tests.lab.driving import BASE, IMAGES, Driven, Guest, defined, driving, eventually, guest
+from tests.lab.driving import BASE, IMAGES, Driven, Guest, defined, driving, eventually, failure, guest, healed, run
 from tests.lab.relay import Relay
 
 pytestmark = pytest.mark.lab
@@ -34,22 +34,13 @@ pytestmark = pytest.mark.lab
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    lab = Lab.up("driver", hosts=2)
-    try:
-        for host in lab.hosts:  # a run that was killed leaves its faults behind
-            host.heal()
+    with healed("driver") as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture(params=[0, 1], ids=["plain", "stock"])
 def host(lab: Lab, request: pytest.FixtureRequest) -> Host:
     return lab.hosts[int(request.param)]
-
-
-def run(drill: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(drill, 120))
 
 
 @asynccontextmanager
@@ -76,10 +67,9 @@ def addresses(text: str) -> dict[str, dict[str, str]]:
 
 
 async def refused(action: Coroutine[Any, Any, Any]) -> int:
-    with pytest.raises(HostError) as caught:
-        await action
-    assert caught.value.message
-    return caught.value.code
+    error = await failure(action)
+    assert error.message
+    return error.code
 
 
 def test_facts_are_those_of_the_host(host: Host) -> None:

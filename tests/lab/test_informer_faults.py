@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The informer when hosts, daemons, networks and QEMUs do not do their part."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from homeostat.api import actions as act
+from homeostat.api.observed import Absent, Present, Unknown
+from homeostat.hosts.informer import HostInformer
+from homeostat.hosts.libvirt_driver import LibvirtDriver
+from homeostat.reconcile.settings import Settings
+from tests.lab import Host, Lab
+from tests.lab.driving import (
+    QUICK,
+    defined,
+    driving,
+    eventually,
+    failure,
+    guest,
+    healed,
+    hung,
+    make,
+    remove,
+    run,
+)
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with healed("informed") as lab:
+        yield lab
+
+
+@pytest.fixture
+def host(lab: Lab) -> Iterator[Host]:
+    host = lab.hosts[0]
+    yield host
+    host.heal()
+
+
+@asynccontextmanager
+async def informed(host: Host, **settings: float) -> AsyncIterator[HostInformer]:
+    informer = HostInformer(
+        host.name,
+        LibvirtDriver(QUICK),
+        lambda: datetime.now(UTC),
+        replace(Settings(), **{"connect_timeout_seconds": 2.0, "reconnect_seconds": 2.0, **settings}),  # type: ignore[arg-type]
+        lambda name, uuids: None,
+    )
+    informer.configure(host.uri_tcp, None, host.host_uuid)
+    try:
+        await eventually(lambda: informer.answer.reachable, "the host is reached")
+        yield informer
+    finally:
+        await informer.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "mend", "reasons"),
+    [
+        ("kill_libvirtd", "start_libvirtd", {"ConnectionRefused"}),
+        ("freeze_libvirtd", "thaw_libvirtd", {"ConnectTimeout"}),
+        ("cut", "join", {"ConnectTimeout", "NoRoute"}),
+        ("power_off", "power_on", {"ConnectTimeout", "NoRoute"}),
+    ],
+)
+def test_a_host_that_goes_and_comes_back_is_unknown_meanwhile(
+    host: Host, fault: str, mend: str, reasons: set[str]
+) -> None:
+    async def drill() -> None:
+        one = guest()
+        async with driving(host.uri_tcp) as first:
+            await make(first, one)
+        async with informed(host) as informer:
+            assert isinstance((await informer.look(one.uuid, one.name)).answer, Present)
+            await asyncio.to_thread(getattr(host, fault))
+            await eventually(lambda: informer.answer.reachable is False, "the loss is noticed", 10)
+            since = informer.answer.since
+            assert isinstance((await informer.look(one.uuid, one.name)).answer, Unknown)
+            await eventually(lambda: informer.answer.reason in reasons, f"{reasons}", 15)
+            assert informer.answer.since == since
+            await asyncio.to_thread(getattr(host, mend))
+            await eventually(lambda: informer.answer.reachable, "the host is back", 40)
+            assert informer.answer.domains[one.uuid].inactive == one.config
+            answer = await informer.look(guest().uuid, one.name)
+            assert (answer.answer, answer.name_holder) == (Absent(), one.uuid)
+        async with driving(host.uri_tcp) as last:
+            await remove(last, one)
+
+    run(drill())
+
+
+def test_what_happens_on_a_host_is_known_within_a_moment(host: Host) -> None:
+    async def drill() -> None:
+        one = guest()
+        async with informed(host) as informer, driving(host.uri_tcp) as driven:
+            async with defined(driven, one):
+                await eventually(lambda: one.uuid in informer.answer.domains, "the definition is seen", 2)
+                await driven.do(act.Start("", one.uuid))
+                await eventually(lambda: informer.answer.domains[one.uuid].state == "Running", "the start is seen", 2)
+                await asyncio.to_thread(host.kill_qemu, one.uuid)
+                await eventually(lambda: informer.answer.domains[one.uuid].reason == "Crashed", "the end is seen", 2)
+            await eventually(lambda: one.uuid not in informer.answer.domains, "the end of it is seen", 2)
+
+    run(drill())
+
+
+def test_a_stopped_qemu_delays_nobody_who_looks(host: Host) -> None:
+    async def drill() -> None:
+        async with informed(host, host_resync_seconds=0.2) as informer, hung(host) as (driven, uuid):
+            call = asyncio.create_task(failure(driven.connection.suspend(uuid)))
+            while not call.done():
+                begun = time.monotonic()
+                assert isinstance((await informer.look(uuid, "")).answer, Present)
+                assert time.monotonic() - begun < 1
+                await asyncio.sleep(0.1)
+            assert informer.answer.reachable
+
+    run(drill())
+
+
+def test_a_domain_that_is_hard_to_destroy_delays_nothing_of_another(host: Host) -> None:
+    async def drill() -> None:
+        one, other = guest(), guest()
+        async with (
+            informed(host) as informer,
+            driving(host.uri_tcp) as driven,
+            defined(driven, one),
+            defined(driven, other),
+        ):
+            for each in (one, other):
+                await driven.do(act.Start("", each.uuid))
+            host.freeze_qemu(one.uuid)
+            destroying = asyncio.create_task(driven.connection.destroy(one.uuid))
+            await asyncio.sleep(0.3)
+            begun = time.monotonic()
+            looks = [asyncio.create_task(informer.look(one.uuid, "")) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            assert isinstance((await informer.look(other.uuid, "")).answer, Present)
+            await asyncio.to_thread(host.kill_qemu, other.uuid)
+            await eventually(lambda: informer.answer.domains[other.uuid].reason == "Crashed", "the end is seen", 2)
+            await driven.do(act.Start("", other.uuid))
+            assert time.monotonic() - begun < 4
+            assert not destroying.done(), "what was to be slow was not: this shows nothing"
+            await asyncio.gather(destroying, *looks, return_exceptions=True)
+
+    run(drill())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from homeostat.api.observed import Credentials, DomainConfig, HostFacts, Owner, Pool
+from homeostat.api.observed import Checkpoint, Credentials, DomainConfig, HostFacts, Owner, Pool
 from homeostat.hosts.domain_xml import render
 from homeostat.hosts.driver import SYSTEM_ERROR, Connection, DomainRow, Event, HostError, HostUnreachable
 from homeostat.hosts.informer import HostInformer
@@ -54,6 +54,7 @@ class Host:
     connections: list[Any] = field(default_factory=list)  # Links: as much of a Connection as is asked for
     held: dict[str, asyncio.Event] = field(default_factory=dict)  # replies that are on their way for as long
     stuck: dict[str, asyncio.Event] = field(default_factory=dict)  # domains that nothing is said of for as long
+    checkpoints: dict[str, list[str]] = field(default_factory=dict)
 
     def put(self, one: DomainRow, request: str = "", tell: bool = True) -> None:
         """Have a domain be so; an event says it if `tell`."""
@@ -142,6 +143,10 @@ class Link:
         text = self.host.xml[uuid] if uuid in self.host.rows else None
         await self._ask("xml")
         return text
+
+    async def checkpoints(self, uuid: str) -> tuple[Checkpoint, ...] | None:
+        await self._ask("checkpoints")
+        return tuple(Checkpoint(name, f"<{name}/>") for name in self.host.checkpoints.get(uuid, ()))
 
     async def close(self) -> None:
         self.closed = self.closed or "closed"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from homeostat.api.observed import Absent, Credentials, Present, Unknown
+from homeostat.api.observed import Absent, Checkpoint, Credentials, Present, Unknown
 from homeostat.hosts.driver import AUTH_FAILED, SYSTEM_ERROR, HostError, HostUnreachable
 from homeostat.hosts.informer import HostInformer, LookAnswer
 from homeostat.hosts.migration import In, Out
@@ -95,6 +95,21 @@ async def test_a_snapshot_that_has_no_event_is_seen_by_the_resync(host: Host, in
     host.put(row(A), tell=False)
     await asyncio.sleep(31)
     assert not informer.answer.domains[A].snapshots
+
+
+@drill
+async def test_checkpoints_are_read_where_there_are_any(host: Host, informer: Watched) -> None:
+    host.checkpoints[A] = ["first", "second"]
+    host.put(row(A, checkpoints=True), tell=False)
+    await asyncio.sleep(31)
+    both = (Checkpoint("first", "<first/>"), Checkpoint("second", "<second/>"))
+    assert informer.answer.domains[A].checkpoints == both
+    host.asked.clear()
+    await asyncio.sleep(31)
+    assert host.asked["checkpoints"] == 0
+    host.put(row(A), tell=False)
+    await asyncio.sleep(31)
+    assert informer.answer.domains[A].checkpoints == ()
 
 
 @drill

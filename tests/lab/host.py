@@ -263,8 +263,12 @@ class Host:
             stream = (port, STREAMS, "-s", peer.address, "!", "--tcp-flags", "RST", "RST")
             self._filter("-A", "INPUT", *stream, "-j", "REJECT", "--reject-with", "tcp-reset")
 
+    def swallow(self, peer: Host) -> None:
+        """Lose what a peer sends to migrations that come in here: a connection to them takes as long as TCP tries."""
+        self._filter("-A", "INPUT", "--dport", STREAMS, "-s", peer.address, "-j", "DROP")
+
     def unfilter(self) -> None:
-        """Undo `mute`, `refuse` and `part`."""
+        """Undo `mute`, `refuse`, `part` and `swallow`."""
         for chain in ("OUTPUT", "INPUT"):
             run("ip", "netns", "exec", self.link, "iptables", "-w", "-F", chain)
 
@@ -332,6 +336,23 @@ class Host:
         self.kill_libvirtd()
         (self.directory / "run/libvirt/qemu" / f"{name}.xml").unlink()
         self.start_libvirtd()
+
+    def forget(self, domain: str) -> None:
+        """Remove a domain, whatever it is in the middle of; a libvirtd that does not let go of it is started anew."""
+        if self.qemu_pid(domain):
+            self.kill_qemu(domain)
+        name = next((each.name for each in self.domains() if each.uuid == domain), None)
+        if name is None:
+            return
+        try:
+            run("timeout", "10", "virsh", "-q", "-c", self.uri_tcp, "undefine", "--managed-save", domain)
+        except LabError:
+            if self.daemon("libvirtd"):
+                self.kill_libvirtd()
+            for folder in ("etc/qemu", "run/libvirt/qemu"):
+                (self.directory / folder / f"{name}.xml").unlink(missing_ok=True)
+            (self.directory / "lib/qemu/save" / f"{name}.save").unlink(missing_ok=True)
+            self.start_libvirtd()
 
     def limit_memory(self, size: int) -> None:
         """Let the next QEMUs of guests have at most so many bytes of address space each, and none when it is 0."""

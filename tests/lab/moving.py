@@ -160,11 +160,7 @@ async def _remove(move: Move, pool: str) -> None:
         move.call.cancel()
     await move.connect()
     for host, side in zip(move.hosts, (move.source, move.target), strict=True):
-        for call in (side.connection.destroy, side.connection.undefine):
-            with contextlib.suppress(HostError):
-                await call(move.one.uuid)
-        if host.qemu_pid(move.one.uuid):
-            host.kill_qemu(move.one.uuid)
+        await asyncio.to_thread(host.forget, move.one.uuid)
         (host.pool_path(pool) / move.one.volume("root")).unlink(missing_ok=True)
         with contextlib.suppress(HostError):
             await side.connection.refresh_pool(pool)

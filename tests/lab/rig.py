@@ -97,12 +97,28 @@ class Rig:
             host.thaw_libvirtd()
 
     def clean(self) -> None:
-        """Delete every VM and wait until no host has a domain of one; then forget volumes that were retained."""
+        """Delete every VM and wait until no host has a domain of one; then forget volumes that were retained.
+
+        What does not go as it should is removed by force, for the drills that follow, and fails the one it is of.
+        """
+        try:
+            self._delete()
+        except Exception:
+            self._force()
+            raise
+        finally:
+            for host in self.lab.hosts:
+                for domain in host.domains():  # of no VM: a drill made it, or a VM released it
+                    host.forget(domain.uuid)
+                for pool in ("default", "shared", "tiny"):
+                    for volume in [name for name in host.volumes(pool) if "_" in name]:
+                        (host.pool_path(pool) / volume).unlink(missing_ok=True)
+
+    def _delete(self) -> None:
         self._recover()
         self.kubectl("delete", "vmmig", "--all", "-A", "--wait=false")
         self.kubectl("annotate", "vm", "--all", "-A", "homeostat.dev/reconcile-")
-        columns = "custom-columns=N:.metadata.namespace,M:.metadata.name"
-        names = [line.split() for line in self.kubectl("get", "vm", "-A", "--no-headers", "-o", columns).splitlines()]
+        names = self._names("vm")
         for namespace, name in names:
             self.patch("vm", name, {"spec": {"terminationGracePeriodSeconds": 0}}, namespace)
             self._confirm_off(name, namespace)
@@ -112,12 +128,17 @@ class Rig:
         for item in json.loads(self.kubectl("get", "hv", "-o", "json"))["items"]:
             if "deletionTimestamp" in item["metadata"]:
                 self.gone("hv", item["metadata"]["name"])
-        for host in self.lab.hosts:
-            for domain in host.domains():
-                self._remove(host, domain.uuid)
-            for pool in ("default", "shared", "tiny"):
-                for volume in [name for name in host.volumes(pool) if "_" in name]:
-                    (host.pool_path(pool) / volume).unlink(missing_ok=True)
+
+    def _force(self) -> None:
+        self.operator.kill()
+        for kind in ("vmmig", "vm"):
+            for namespace, name in self._names(kind):
+                self.patch(kind, name, {"metadata": {"finalizers": None}}, namespace)
+                self.kubectl("delete", kind, name, "-n", namespace, "--ignore-not-found")
+
+    def _names(self, kind: str) -> list[list[str]]:
+        columns = "custom-columns=N:.metadata.namespace,M:.metadata.name"
+        return [line.split() for line in self.kubectl("get", kind, "-A", "--no-headers", "-o", columns).splitlines()]
 
     def _confirm_off(self, name: str, namespace: str) -> None:
         """Say of a VM whose record was lost, and that has no disk, that nothing of it runs: nobody else can."""
@@ -126,14 +147,6 @@ class Rig:
             since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             host = status["candidates"][0]["hypervisor"]
             self.patch("vm", name, {"spec": {"confirmedOff": {"host": host, "since": since}}}, namespace)
-
-    @staticmethod
-    def _remove(host: Host, uuid: str) -> None:
-        """A domain that no VM has: a drill made it, or a VM released it."""
-        if host.qemu_pid(uuid):
-            host.virsh("destroy", uuid)
-        if any(domain.uuid == uuid for domain in host.domains()):
-            host.virsh("undefine", "--managed-save", uuid)
 
     # kubectl
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,11 @@ from homeostat.hosts.driver import (
     HostError,
     HostUnreachable,
 )
-from tests.lab import Lab
+from tests.lab import Host, Lab
 from tests.lab.driving import eventually
+from tests.lab.host import STREAMS
 from tests.lab.moving import ARRIVED, COMING, COPIES, LEAVING, RUNS, STALE, Move, drilled
+from tests.lab.processes import run
 
 pytestmark = pytest.mark.lab
 
@@ -223,11 +226,46 @@ HALF, OTHER_HALF = ("Paused", "Postcopy", True, "Out"), ("Running", "Postcopy", 
 BROKEN, OTHER_BROKEN = ("Paused", "PostcopyFailed", True, "Out"), ("Running", "PostcopyFailed", True, "In")
 
 
+FORGOTTEN = ("Shutoff", "Migrated", True, "")
+"""What libvirt leaves on the source when QEMU went on by itself: it forgets that the definition was to go."""
+OVER = ((None, ARRIVED), (FORGOTTEN, ARRIVED))
+
+
 async def _in_post_copy(move: Move) -> None:
     await move.begin(post_copy=True, post_copy_mib_s=8)
     await move.source.connection.start_post_copy(move.one.uuid)
     await move.until((HALF, OTHER_HALF))
     assert move.running() == (False, True)
+
+
+async def _broken(move: Move) -> None:
+    """In post-copy, with the streams between the hosts cut and both having seen it."""
+    await _in_post_copy(move)
+    move.hosts[0].part(move.hosts[1])
+    assert type(await move.outcome()) is HostError
+    await move.until((BROKEN, OTHER_BROKEN))
+
+
+async def _resume(move: Move) -> None:
+    await move.source.connection.resume_post_copy(move.one.uuid, replace(move.request, post_copy_mib_s=0))
+
+
+async def _resuming(move: Move) -> asyncio.Task[None]:
+    """A call in mid-air: the target is ready, and what the source's libvirt sends there to connect is lost."""
+    source, target = move.hosts
+    target.swallow(source)
+    source.unfilter()
+    call = asyncio.create_task(_resume(move))
+    await eventually(lambda: _connects(source), "the source to connect")
+    return call
+
+
+def _connects(host: Host) -> bool:
+    """Whether the host tries to connect to where migrations come in."""
+    folder = Path(f"/proc/{host.processes()[0].pid}/net")
+    lines = [line.split() for name in ("tcp", "tcp6") for line in (folder / name).read_text().splitlines()[1:]]
+    first, last = (int(port) for port in STREAMS.split(":"))
+    return any(words[3] == "02" and first <= int(words[2].rpartition(":")[2], 16) <= last for words in lines)
 
 
 def test_post_copy_runs_on_the_target_and_cannot_be_aborted(lab: Lab) -> None:
@@ -275,19 +313,85 @@ def test_post_copy_without_its_target_has_lost_its_memory(lab: Lab) -> None:
 
 @pytest.mark.parametrize("restarted", [(), (0,), (1,)], ids=["", "source", "target"])
 def test_post_copy_is_resumed_when_the_network_is_back(lab: Lab, restarted: tuple[int, ...]) -> None:
+    """As the operator does, it is asked for again as long as both halves are shown as broken."""
+
     async def drill(move: Move) -> None:
-        await _in_post_copy(move)
-        move.hosts[0].part(move.hosts[1])
-        assert type(await move.outcome()) is HostError
-        await move.until((BROKEN, OTHER_BROKEN))
+        await _broken(move)
         for number in restarted:
             move.hosts[number].kill_libvirtd()
             move.hosts[number].start_libvirtd()
             await move.connect()
             await move.until((BROKEN, OTHER_BROKEN))
         move.hosts[0].unfilter()
-        await move.source.connection.resume_post_copy(move.one.uuid, replace(move.request, post_copy_mib_s=0))
-        await move.until((None, ARRIVED))
+        while (await move.until((BROKEN, OTHER_BROKEN), *OVER, seconds=40))[0] == BROKEN:
+            with contextlib.suppress(HostError):
+                await _resume(move)
+        assert move.running() == (False, True)
+
+    drilled(lab, drill)
+
+
+def test_a_resume_that_fails_by_libvirts_word_goes_on_by_itself(lab: Lab) -> None:
+    """The target's libvirt is asked how it went before its QEMU has taken the connection, and says that it failed."""
+
+    async def drill(move: Move) -> None:
+        await _broken(move)
+        target = move.hosts[1]
+        call = await _resuming(move)
+        target.freeze_qemu(move.one.uuid)
+        target.unfilter()
+        with pytest.raises(HostError, match="failed in post-copy phase"):
+            await call
+        assert await move.seen() == (BROKEN, OTHER_BROKEN)
+        with pytest.raises(HostError, match="still running"):
+            await _resume(move)
+        target.thaw_qemu(move.one.uuid)
+        await move.until((FORGOTTEN, ARRIVED))
+        assert (move.qemus(), move.running()) == ((False, True), (False, True))
+
+    drilled(lab, drill)
+
+
+def test_a_resume_into_a_silent_network_takes_up_the_question_for_the_job_and_nothing_else(lab: Lab) -> None:
+    """The source's libvirt itself connects to the target's QEMU, and asks its own nothing until TCP gives up."""
+
+    async def drill(move: Move) -> None:
+        await _broken(move)
+        call = await _resuming(move)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await move.source.connection.job(move.one.uuid)
+        row = await move.source.connection.domain(move.one.uuid)
+        assert row is not None
+        assert (row.state, row.reason) == ("Paused", "PostcopyFailed")
+        move.hosts[1].unfilter()
+        with contextlib.suppress(HostError):
+            await call
+        await move.until(*OVER, seconds=40)
+
+    drilled(lab, drill)
+
+
+def test_a_source_that_ends_between_the_break_and_the_targets_answer_is_held_by_its_daemon(lab: Lab) -> None:
+    """Row 21, and libvirt 9.0 forgets to end the job: the definition cannot be removed until libvirtd is restarted."""
+
+    async def drill(move: Move) -> None:
+        await _in_post_copy(move)
+        source, target = move.hosts
+        target.freeze_libvirtd()
+        source.part(target)
+        await eventually(lambda: "post-copy failed" in source.virsh("domstate", "--reason", move.one.uuid), "the break")
+        source.kill_qemu(move.one.uuid)
+        target.thaw_libvirtd()
+        assert type(await move.outcome()) is HostError
+        await move.until((("Shutoff", "Crashed", True, ""), OTHER_BROKEN))
+        undefine = ("virsh", "-q", "-c", source.uri_tcp, "undefine", move.one.uuid)
+        run("timeout", "5", *undefine, check=False)
+        assert move.definitions() == (True, True)
+        source.kill_libvirtd()
+        source.start_libvirtd()
+        run(*undefine)
+        assert move.definitions() == (False, True)
 
     drilled(lab, drill)
 

@@ -224,6 +224,20 @@ def test_cut_host_is_silent_and_keeps_running(host: Host) -> None:
     host.virsh("destroy", domain)
 
 
+def test_a_domain_is_forgotten_whether_or_not_libvirtd_lets_go_of_it(host: Host) -> None:
+    plain, held, other = define(host), define(host), define(host)
+    for domain in (plain, held):
+        host.virsh("start", domain)
+    host.forget(plain)
+    libvirtd = host.daemon("libvirtd")
+    host.freeze_libvirtd()
+    host.forget(held)
+    assert host.daemon("libvirtd") != libvirtd
+    assert {plain, held} & {found.uuid for found in host.domains()} == set()
+    assert (host.qemu_pid(plain), host.qemu_pid(held)) == (None, None)
+    assert {plain, held, other} & set(host.virsh("list", "--all", "--uuid").split()) == {other}
+
+
 def test_reboot_ends_everything_and_keeps_what_is_on_disk(lab: Lab, host: Host) -> None:
     domain = define(host)
     host.virsh("start", domain)

@@ -84,6 +84,49 @@ async def test_nothing_comes_to_the_target_before_the_vm_names_the_migration_and
     await world.rest()
 
 
+@pytest.mark.parametrize(
+    ("fault", "meanwhile"),
+    [(fault, "") for fault in ("drop-request", "kill-before", "kill-after", "drop-reply", "late=40")]
+    + [("", "kill the operator"), ("", "restart the source's daemon"), ("late=40", "restart the source's daemon")],
+)
+@in_world()
+async def test_a_broken_post_copy_goes_on_when_the_network_is_back_whatever_becomes_of_its_request(
+    world: World, fault: str, meanwhile: str
+) -> None:
+    for host in world.hosts.values():
+        host.default_guest = Guest(dirty_mib_s=4000)
+    home = await running(world)
+    source = world.hosts[home]
+    move(world, policy={"mode": "PostCopy", "bandwidth": "8Mi"})
+    await world.run_until(lambda: world.status("go", "vmmig").get("reason") == "PostCopying", 200)
+    target = world.hosts[world.status("go", "vmmig")["target"]]
+    both = (source.find(world.uuid("web")).process, target.find(world.uuid("web")).process)
+    target.part()
+    await world.run_until(lambda: world.status("go", "vmmig").get("reason") == "PostCopyInterrupted", 60)
+    if meanwhile == "kill the operator":
+        world.kill()
+        world.start()
+    elif meanwhile:
+        source.stop_daemon()
+        await world.settle(5)
+        source.start_daemon()
+    await world.settle(100)
+    assert (source.find(world.uuid("web")).process, target.find(world.uuid("web")).process) == both
+    assert reason_at_end(world) == ""
+    struck = world.fault((f"{home} resume_post_copy", 1), fault) if fault else None
+    target.unfilter()
+    if struck is not None:
+        await world.run_until(lambda: struck.reached, 120)
+        if fault.startswith(("kill", "late")):
+            await world.settle(2)
+            world.start()
+    await world.run_until(lambda: reason_at_end(world), 400)
+    assert reason_at_end(world) == "Migrated"
+    assert world.host_of("web") is target
+    assert world.process("web") is both[1]
+    await world.rest()
+
+
 def test_a_call_that_fails_in_a_way_nobody_foresaw_has_ended() -> None:
     async def broken() -> None:
         raise ValueError("storage copy None of disks ('a',)")

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Literal, cast
 
 from homeostat.api import reasons
-from homeostat.api.meta import Condition, set_condition
+from homeostat.api.meta import Condition, rfc3339, set_condition
 from homeostat.api.migration import (
     CostStatus,
     DecisionStatus,
@@ -58,12 +58,13 @@ def status(
     old, now, row = migration.status, view.now, reasons.MIGRATION[decision.say.reason]
     marks = decision.marks or old.marks
     begun = old.start_time or (now if decision.row.number not in NOT_BEGUN else None)
+    since = old.since if old.since and (old.phase, old.reason) == (row.state, decision.say.reason) else now
     return old.model_copy(
         update={
             "observed_generation": migration.metadata.generation,
             "phase": row.state,
             "reason": decision.say.reason,
-            "since": old.since if old.since and (old.phase, old.reason) == (row.state, decision.say.reason) else now,
+            "since": since,
             "source": old.intent.source if old.intent else old.source,
             "target": old.intent.target if old.intent else old.target,
             "marks": marks,
@@ -72,7 +73,7 @@ def status(
             "completion_time": old.completion_time or (now if decision.finished else None),
             "last_message": (view.ended.message if view.ended else "") or old.last_message,
             "cost": _cost(old, now, begun) if decision.finished else old.cost,
-            "conditions": conditions(migration, decision.say, now, ambiguous=decision.ambiguous),
+            "conditions": conditions(migration, decision.say, now, ambiguous=decision.ambiguous, since=since),
         }
     )
 
@@ -180,11 +181,18 @@ def _cost(old: VirtualMachineMigrationStatus, now: datetime, begun: datetime | N
 
 
 def conditions(
-    migration: VirtualMachineMigration, say: Say, now: datetime, *, ambiguous: bool = False
+    migration: VirtualMachineMigration,
+    say: Say,
+    now: datetime,
+    *,
+    ambiguous: bool = False,
+    since: datetime | None = None,
 ) -> tuple[Condition, ...]:
-    """Finished, Succeeded, Ambiguous and Queued."""
+    """Finished, Succeeded, Ambiguous and Queued; what waits for a host or a person says since when."""
     row, generation, rows = reasons.MIGRATION[say.reason], migration.metadata.generation, migration.status.conditions
-    text, finished, queued = row.sentence(say.detail), row.ready != "Unknown", say.reason == "Queued"
+    waits = row.state in ("Unknown", "Ambiguous") or say.reason == "PostCopyInterrupted"
+    text = row.sentence(say.detail, rfc3339(since) if since and waits else "")
+    finished, queued = row.ready != "Unknown", say.reason == "Queued"
     for kind_, value in (
         ("Finished", "True" if finished else "False"),
         ("Succeeded", row.ready),

@@ -19,8 +19,9 @@ from homeostat.api.observed import HostAnswer
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import wanted
+from homeostat.hosts.driver import Connection
 from homeostat.hosts.informer import HostInformer
-from homeostat.runtime.controller import Key
+from homeostat.runtime.controller import Key, Retry
 
 WAITING = frozenset(
     {
@@ -153,6 +154,17 @@ class Fleet:
         if missing is None or answer.reachable:  # a connection that is there needs no credentials any more
             return answer
         return replace(answer, reachable=False, reason="CredentialsMissing", message=missing)
+
+    def connection(self, name: str) -> Connection | None:
+        """The connection to a Hypervisor's host; None while there is none."""
+        informer = self.informers.get(name)
+        return informer.connection if informer else None
+
+    def connected(self, name: str) -> Connection:
+        """The connection to a Hypervisor's host. Retry while there is none."""
+        if (connection := self.connection(name)) is None:
+            raise Retry(f"Hypervisor {name} is not connected")
+        return connection
 
     def speaking_for(self, name: str, host_uuid: str) -> Hypervisor | None:
         """The Hypervisor of a host: the one of this name if it is still that host, else another one of it."""

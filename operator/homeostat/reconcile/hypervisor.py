@@ -24,6 +24,7 @@ from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
 from homeostat.kube.transport import ApiError, ApiUnreachable
 from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.retried import retried
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime import metrics
 from homeostat.runtime.controller import Key, Result, Retry
@@ -76,10 +77,8 @@ class HypervisorReconciler:
         return Result(after)
 
     async def _read(self, key: Key) -> Object | None:
-        try:
+        with retried("the Hypervisor could not be read"):
             seen = await self._client.get(Hypervisor, "", key[1])
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the Hypervisor could not be read: {error}") from error
         if seen is None and (known := self._fleet.hypervisors.get(key[1])) is not None:
             await self._forget(known)
         return seen
@@ -102,10 +101,8 @@ class HypervisorReconciler:
         credentials: Credentials | None = None
         if spec.credentials is not None:
             secret = spec.credentials.secret_ref.name
-            try:
+            with retried(f"Secret {secret} could not be read"):
                 credentials = await self._client.credentials(secret)
-            except (ApiError, ApiUnreachable) as error:
-                raise Retry(f"Secret {secret} could not be read: {error}") from error
             absent = [each for each in CREDENTIAL_KEYS if not credentials or not credentials.files.get(each)]
             if absent:
                 fault = f"lacks {', '.join(absent)}" if credentials else "does not exist"
@@ -128,14 +125,12 @@ class HypervisorReconciler:
             await informer.close()
 
     async def _hold(self, seen: Object) -> Object:
-        try:
+        with retried("the finalizer could not be added"):
             return await self._client.add_finalizer(Hypervisor, seen, FINALIZER)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the finalizer could not be added: {error}") from error
 
     async def _release(self, key: Key, seen: Object) -> Result:
         """Let the object go when no VM, listed live, may be on its host."""
-        try:
+        with retried("the finalizer could not be removed"):
             for item in await self._client.list_all(VirtualMachine):
                 vm = VirtualMachine.model_validate(item)
                 self._fleet.note_vm((vm.metadata.namespace, vm.metadata.name), vm)
@@ -143,8 +138,6 @@ class HypervisorReconciler:
                 return Result(0.0)
             if FINALIZER in seen["metadata"].get("finalizers", []):
                 await self._client.remove_finalizer(Hypervisor, seen, FINALIZER)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the finalizer could not be removed: {error}") from error
         return Result()
 
     def _evacuation(self, hypervisor: Hypervisor) -> evacuation.Evacuation:
@@ -190,10 +183,8 @@ class HypervisorReconciler:
         )
         if left > 0 and not transition:
             return left
-        try:
+        with retried("the status could not be written"):
             written = await self._client.apply_status(Hypervisor, seen, status.wire(), STATUS_MANAGER)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the status could not be written: {error}") from error
         self._written[name] = now
         self._fleet.note_hypervisor(name, Hypervisor.model_validate(written))
         if transition:

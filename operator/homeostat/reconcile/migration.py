@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER, Resource, condition
@@ -42,11 +40,11 @@ from homeostat.hosts.migration import Cost, Job, Out
 from homeostat.hosts.perform import perform, perform_migration
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
-from homeostat.kube.transport import ApiError, ApiUnreachable
 from homeostat.reconcile import observe
 from homeostat.reconcile.calls import Calls
 from homeostat.reconcile.fleet import Fleet
 from homeostat.reconcile.peers import PeerBook
+from homeostat.reconcile.retried import parsed, retried
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime.controller import Key, Result, Retry
 
@@ -105,7 +103,7 @@ class MigrationReconciler:
         seen = await self._read(key)
         if seen is None:
             return Result()
-        migration = self._parsed(seen)
+        migration = parsed(VirtualMachineMigration, seen)
         self._fleet.note_migration(key, migration)
         if ended(migration):
             return await self._expire(key, migration, seen)
@@ -132,17 +130,8 @@ class MigrationReconciler:
         return seen
 
     async def _get(self, kind: type[Resource], namespace: str, name: str) -> Object | None:
-        try:
+        with retried(f"{kind.__name__} {name} could not be read"):
             return await self._client.get(kind, namespace, name)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"{kind.__name__} {name} could not be read: {error}") from error
-
-    @staticmethod
-    def _parsed(seen: Object) -> VirtualMachineMigration:
-        try:
-            return VirtualMachineMigration.model_validate(seen)
-        except ValidationError as error:
-            raise Retry("the migration cannot be read: " + "; ".join(each["msg"] for each in error.errors())) from error
 
     async def _vm(self, migration: VirtualMachineMigration) -> VirtualMachine | None:
         seen = await self._get(VirtualMachine, migration.metadata.namespace, migration.spec.vm_ref.name)
@@ -169,7 +158,7 @@ class MigrationReconciler:
         view = await self._surveyed(migration, vm)
         if isinstance(decide_plan(migration, vm, self._known(migration, view)).action, act.AddFinalizer):
             seen = await self._finalizers(self._client.add_finalizer, seen)
-            migration = self._parsed(seen)
+            migration = parsed(VirtualMachineMigration, seen)
         async with self._planning:  # two plans at once would both take the last place; no host is asked meanwhile
             plan = decide_plan(migration, vm, self._known(migration, view))
             if plan.action is None:
@@ -197,9 +186,7 @@ class MigrationReconciler:
 
     def _try(self, key: Key, reach: Reach) -> None:
         """Have the source's daemon connect to the target's; the outcome wakes the migration up."""
-        informer = self._fleet.informers.get(reach.host)
-        if informer is None or (connection := informer.connection) is None:
-            raise Retry(f"Hypervisor {reach.host} is not connected")
+        connection = self._fleet.connected(reach.host)
         self._peers.ask(key, reach.peers, lambda: connection.reach(reach.uuid, reach.peers.uri))
 
     def _known(self, migration: VirtualMachineMigration, view: VMView) -> PlanFleet:
@@ -214,11 +201,9 @@ class MigrationReconciler:
         if isinstance(action, act.AddFinalizer):
             await self._finalizers(self._client.add_finalizer, seen)
             return Result(0.0)
-        informer = self._fleet.informers.get(action.host)
-        if informer is None or informer.connection is None:
-            raise Retry(f"Hypervisor {action.host} is not connected")
+        connection = self._fleet.connected(action.host)
         try:
-            await perform(action, informer.connection, informer.answer.facts)
+            await perform(action, connection, self._fleet.answer(action.host).facts)
         except HostError as error:
             why = f"pool {action.pool} of {action.host} could not be marked: {error.message}"
             if not _final(error):
@@ -350,11 +335,12 @@ class MigrationReconciler:
             return
         host = action.request.host if isinstance(action, act.ResumePostCopy) else action.host
         hypervisor = self._fleet.speaking_for(host, _identity(current.intent, host))
-        informer = self._fleet.informers.get(hypervisor.metadata.name) if hypervisor else None
-        if informer is None or informer.connection is None:
-            raise Retry(f"Hypervisor {host} is not connected")
+        if hypervisor is None:
+            raise Retry(f"no Hypervisor speaks for the host of {host}")
+        name = hypervisor.metadata.name
+        connection, facts = self._fleet.connected(name), self._fleet.answer(name).facts
         log.info("%s on %s", type(action).__name__, host, extra={"action": type(action).__name__})
-        call = perform_migration(action, informer.connection, informer.answer.facts)
+        call = perform_migration(action, connection, facts)
         if isinstance(action, LONG):
             self._calls.begin(current.key, call)
             return
@@ -387,12 +373,12 @@ class MigrationReconciler:
     async def _cost(self, intent: IntentStatus) -> Cost | None:
         """What libvirt on the target says that it cost; it forgets that with its next job, or when it restarts."""
         target = self._fleet.speaking_for(intent.target, intent.target_uuid)
-        informer = self._fleet.informers.get(target.metadata.name) if target else None
-        if informer is None or informer.connection is None:
+        connection = self._fleet.connection(target.metadata.name) if target else None
+        if connection is None:
             return None
         try:
             async with asyncio.timeout(self._settings.connect_timeout_seconds):
-                return await informer.connection.cost(intent.domain_uuid)
+                return await connection.cost(intent.domain_uuid)
         except (HostError, TimeoutError) as error:
             log.info("what the migration cost is not known: %s", error)
             return None
@@ -400,10 +386,8 @@ class MigrationReconciler:
     async def _write(
         self, migration: VirtualMachineMigration, seen: Object, status: VirtualMachineMigrationStatus
     ) -> Object:
-        try:
+        with retried("the status could not be written"):
             written = await self._client.apply_status(VirtualMachineMigration, seen, status.wire(), STATUS_MANAGER)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the status could not be written: {error}") from error
         self._fleet.note_migration(_key(migration), VirtualMachineMigration.model_validate(written))
         await self._tell(migration, seen, status)
         return written
@@ -439,17 +423,13 @@ class MigrationReconciler:
         left = (expiry - self._now()).total_seconds()
         if left > 0:
             return Result(left)
-        try:
+        with retried("the migration has expired and could not be deleted"):
             await self._client.delete(VirtualMachineMigration, seen)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the migration has expired and could not be deleted: {error}") from error
         return Result()
 
     async def _finalizers(self, change: Callable[..., Awaitable[Object]], seen: Object) -> Object:
-        try:
+        with retried("the finalizer could not be changed"):
             return await change(VirtualMachineMigration, seen, FINALIZER)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the finalizer could not be changed: {error}") from error
 
 
 def _final(error: HostError) -> bool:

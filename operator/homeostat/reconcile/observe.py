@@ -97,7 +97,7 @@ async def _filled(fleet: Fleet, host: HostView, pools: Iterable[str]) -> HostVie
 
 
 async def _size(fleet: Fleet, host: str, pool: str, volume: str) -> int | Unknown:
-    connection = _connection(fleet, host)
+    connection = fleet.connection(host)
     if connection is None:
         return Unknown("HostUnreachable", "the host does not answer")
     try:
@@ -106,14 +106,9 @@ async def _size(fleet: Fleet, host: str, pool: str, volume: str) -> int | Unknow
         return Unknown("VolumeUnavailable", error.message)
 
 
-def _connection(fleet: Fleet, host: str) -> Connection | None:
-    informer = fleet.informers.get(host)
-    return informer.connection if informer else None
-
-
 async def everything(fleet: Fleet, host: str, pool: str) -> frozenset[str] | Unknown:
     """Names of all volumes of a pool, after a refresh: what another host has made is not in libvirt's list before."""
-    connection = _connection(fleet, host)
+    connection = fleet.connection(host)
     if connection is None:
         return Unknown("HostUnreachable", "the host does not answer")
     try:
@@ -151,7 +146,7 @@ async def _names(fleet: Fleet, host: str, pool: str, needed: _Needed) -> frozens
     One that is not in libvirt's list is absent only after a refresh: another host may have made it. One that was there
     before is in the list also when its file is gone, unless it is examined.
     """
-    connection = fleet.informers[host].connection
+    connection = fleet.connection(host)
     if connection is None:
         return Unknown("HostUnreachable", "the host does not answer")
     try:

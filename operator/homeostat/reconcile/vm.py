@@ -12,8 +12,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER
@@ -28,10 +26,10 @@ from homeostat.hosts.driver import HostError, HostUnreachable
 from homeostat.hosts.perform import perform
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
-from homeostat.kube.transport import ApiError, ApiUnreachable
 from homeostat.reconcile import observe
 from homeostat.reconcile.addresses import AddressBook
 from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.retried import parsed, retried
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime.controller import Key, Result, Retry
 
@@ -68,7 +66,7 @@ class VMReconciler:
         seen = await self._read(key)
         if seen is None:
             return Result()
-        vm = self._parsed(seen)
+        vm = parsed(VirtualMachine, seen)
         self._fleet.note_vm(key, vm)
         view, decision = await self._decide(key, vm, await self._migration(key, vm))
         self._ask_addresses(key, view)
@@ -84,21 +82,11 @@ class VMReconciler:
         return Result(0.0 if decision.action is not None and not isinstance(decision.action, act.Shutdown) else after)
 
     async def _read(self, key: Key) -> Object | None:
-        try:
+        with retried("the VM could not be read"):
             seen = await self._client.get(VirtualMachine, *key)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the VM could not be read: {error}") from error
         if seen is None:
             self._forget(key)
         return seen
-
-    @staticmethod
-    def _parsed(seen: Object) -> VirtualMachine:
-        try:
-            return VirtualMachine.model_validate(seen)
-        except ValidationError as error:
-            # The schema of the API server is the model's: only an object stored under another schema comes here.
-            raise Retry("the VM cannot be read: " + "; ".join(each["msg"] for each in error.errors())) from error
 
     def _forget(self, key: Key) -> None:
         self._fleet.note_vm(key, None)
@@ -110,9 +98,8 @@ class VMReconciler:
         """Ask the agent of a guest that has one; forget what one said that is gone."""
         for name, host in view.hosts.items():
             if isinstance(host.answer, Present) and host.answer.domain.agent_connected:
-                informer = self._fleet.informers.get(name)
-                if informer is not None and informer.connection is not None:
-                    self._addresses.ask(key, host.answer.domain.uuid, informer.connection)
+                if (connection := self._fleet.connection(name)) is not None:
+                    self._addresses.ask(key, host.answer.domain.uuid, connection)
                 return
         self._addresses.forget(key)
 
@@ -123,10 +110,8 @@ class VMReconciler:
         """
         named, known = vm.status.migration, in_flight(self._fleet.migrations_of(key), vm)
         names = dict.fromkeys([*([named.name] if named else []), *([known.metadata.name] if known else [])])
-        try:
+        with retried("the VM's migration could not be read"):
             found = [await self._client.get(VirtualMachineMigration, key[0], name) for name in names]
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the VM's migration could not be read: {error}") from error
         return in_flight([VirtualMachineMigration.model_validate(each) for each in found if each is not None], vm)
 
     async def _decide(
@@ -183,28 +168,28 @@ class VMReconciler:
 
     async def _write(self, key: Key, seen: Object, action: act.ObjectAction) -> Object:
         try:
-            match action:
-                case act.RecordCandidates(candidates):
-                    rows = [{"hypervisor": c.hypervisor, "uid": c.uid, "hostUUID": c.host_uuid} for c in candidates]
-                    written = await self._client.apply_status(
-                        VirtualMachine, seen, {"candidates": rows}, CANDIDATES_MANAGER
-                    )
-                case act.AddFinalizer():
-                    written = await self._client.add_finalizer(VirtualMachine, seen, FINALIZER)
-                case act.RemoveFinalizer():
-                    written = await self._client.remove_finalizer(VirtualMachine, seen, FINALIZER)
-        except (ApiError, ApiUnreachable) as error:
+            with retried(type(action).__name__):
+                written = await self._changed(seen, action)
+        except Retry:
             self._fleet.drop_assumption(key)
-            raise Retry(f"{type(action).__name__}: {error}") from error
+            raise
         self._fleet.note_vm(key, VirtualMachine.model_validate(written))
         return written
 
+    async def _changed(self, seen: Object, action: act.ObjectAction) -> Object:
+        match action:
+            case act.RecordCandidates(candidates):
+                rows = [{"hypervisor": c.hypervisor, "uid": c.uid, "hostUUID": c.host_uuid} for c in candidates]
+                return await self._client.apply_status(VirtualMachine, seen, {"candidates": rows}, CANDIDATES_MANAGER)
+            case act.AddFinalizer():
+                return await self._client.add_finalizer(VirtualMachine, seen, FINALIZER)
+            case act.RemoveFinalizer():
+                return await self._client.remove_finalizer(VirtualMachine, seen, FINALIZER)
+
     async def _act(self, key: Key, action: act.HostAction) -> None:
-        informer = self._fleet.informers.get(action.host)
-        if informer is None or informer.connection is None:
-            raise Retry(f"Hypervisor {action.host} is not connected")
+        connection = self._fleet.connected(action.host)
         try:
-            await perform(action, informer.connection, informer.answer.facts)
+            await perform(action, connection, self._fleet.answer(action.host).facts)
         except HostUnreachable as error:
             log.info("%s: not known whether it was carried out: %s", type(action).__name__, error.message)
         except HostError as error:
@@ -224,10 +209,8 @@ class VMReconciler:
             return decision.requeue_after
         if report.passing(vm, decision) and (left := self._left_to_settle(key)) > 0:
             return min(left, decision.requeue_after or left)
-        try:
+        with retried("the status could not be written"):
             await self._client.apply_status(VirtualMachine, seen, status.wire(exclude={"candidates"}), STATUS_MANAGER)
-        except (ApiError, ApiUnreachable) as error:
-            raise Retry(f"the status could not be written: {error}") from error
         self._unwritten.pop(key, None)
         if decision.failed is not None:
             self._failed.pop(key, None)

@@ -291,6 +291,21 @@ def test_a_certificate_that_is_refused_is_told_and_nothing_comes_of_trying(rig: 
             shutil.rmtree(folder / kind, ignore_errors=True)
 
 
+def test_a_vm_that_a_wrong_uri_led_to_a_third_host_is_started_nowhere_else(rig: Rig) -> None:
+    uuid = placed(rig, "web", disks=[])
+    h3 = rig.lab.hosts[2]
+    rig.patch("hv", "h2", {"spec": {"migration": {"peerURI": h3.uri_tcp}}})
+    move(rig, "go", "web", target=H2)
+    rig.until(lambda: rig.reason("vmmig", "go") == "MovedElsewhere", "it to be missed")
+    rig.stays(lambda: rig.host_of(uuid) == h3 and rig.processes(uuid) == 2, "it runs where it was moved to", 8)
+    assert "The VM has left the source, and the target never had it" in sentences(rig, "go")
+    evidence = rig.status("vmmig", "go")["decision"]["evidence"]
+    rig.patch("vmmig", "go", {"spec": {"resolve": {"keep": "KeepTarget", "evidence": evidence}}})
+    finished(rig, "go", "VMDown")
+    only_on(rig, "web", h3)
+    assert rig.processes(uuid) == 2
+
+
 # What holds for all
 
 

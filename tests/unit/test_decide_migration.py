@@ -372,6 +372,15 @@ def test_an_answer_is_written_down_before_it_is_carried_out() -> None:
     assert answered(PAUSED, ARRIVED, "KeepTarget", age=SHORT).action is None
 
 
+@pytest.mark.parametrize("keep", ["KeepSource", "KeepTarget"])
+def test_a_vm_that_is_on_neither_host_may_run_elsewhere_until_a_person_says_that_it_does_not(keep: str) -> None:
+    decision = shown(GONE, GONE)
+    assert (decision.say.reason, decision.ambiguous, decision.finished) == ("MovedElsewhere", True, False)
+    told = answered(GONE, GONE, keep)
+    assert (told.say.reason, told.finished, told.action) == ("VMDown", True, None)
+    assert shown(GONE, OUT).say.reason == "VMDown"
+
+
 def test_an_answer_to_something_else_says_so() -> None:
     stale = migration(BEGUN, resolve={"keep": "KeepSource", "evidence": "0" * 16})
     decision = decided(stale, view(PAUSED, ARRIVED, LONG))

@@ -188,6 +188,13 @@ MIGRATION: dict[str, Reason] = {
     "ProcessMayBeLeft": _ambiguous(
         "libvirt calls the VM off on one host without saying how it went off: a process may be left there."
     ),
+    "MovedElsewhere": _ambiguous(
+        "The VM has left the source, and the target never had it: it may run on another host, when the target's"
+        " spec.migration.peerURI leads there, or somebody has removed it.",
+        "Look for the VM on the host that the target's peer URI leads to. Once nothing of it runs where this cluster"
+        " has no Hypervisor, set spec.resolve, with the evidence in status.decision.evidence and either of its two"
+        " answers, to end the migration.",
+    ),
     "NoRow": _ambiguous("What is seen on the two hosts is in no row of the decision table."),
     "Resolving": Reason(
         "Ambiguous",

@@ -20,7 +20,7 @@ from datetime import datetime
 from homeostat.api import actions as act
 from homeostat.api.meta import condition
 from homeostat.api.migration import CheckpointStatus, IntentStatus, VirtualMachineMigration
-from homeostat.api.observed import Unknown
+from homeostat.api.observed import Absent, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_checkpoints as checkpoints
 from homeostat.decide import migration_copy as copies
@@ -417,6 +417,8 @@ def _as_told(case: Case, keep: str) -> MigrationDecision:
     view, intent = case.view, case.intent
     kept, dropped = (view.source, view.target) if keep == "KeepSource" else (view.target, view.source)
     here, there = (intent.source, intent.target) if keep == "KeepSource" else (intent.target, intent.source)
+    if isinstance(kept, Absent) and isinstance(dropped, Absent):
+        return _finish(case, "VMDown", f"spec.resolve is {keep}, and neither host has anything of the VM")
     if isinstance(kept, Unknown):
         return _say(case, case.row.reason, f"spec.resolve is {keep}, and that host cannot be asked", ambiguous=True)
     if isinstance(dropped, Seen):

@@ -25,7 +25,7 @@ from homeostat.decide.view import Say
 
 Truth = Literal["True", "False", "Unknown"]
 RECORD_LOST = "RecordLost"
-NOT_BEGUN = ("5", "12", "12b", "15", "16", "26", "26b", "28")
+NOT_BEGUN = ("5", "12", "12b", "15", "16", "16b", "16c", "26", "26b", "28")
 """Rows that are also seen when libvirt was not asked yet."""
 
 

@@ -237,7 +237,7 @@ def test_a_volume_that_cannot_be_made_ends_the_attempt_and_leaves_nothing() -> N
         (RUNS, GONE, {"targetRan": "2026-01-01T00:00:00Z"}, False),
         (RUNS, GONE, {"resolved": {"keep": "KeepSource", "evidence": "0" * 16}}, False),
         (OFF, GONE, {"endedSource": "2026-01-01T00:00:00Z"}, False),
-        (GONE, GONE, {}, False),
+        (GONE, OUT, {}, False),
         (RUNS, OUT, {}, False),
         (GONE, ARRIVED, {}, False),
     ],
@@ -256,4 +256,4 @@ def test_the_targets_volume_is_removed_only_when_the_vm_never_ran_from_it(
     assert found.finished, found.say
     assert (("b", VOLUME) in gone) == removed
     assert ("a", VOLUME) not in gone
-    assert len(pools.startable()) == (0 if (source is GONE and target is GONE) or "endedSource" in marks else 1)
+    assert len(pools.startable()) == (0 if (source is GONE and target is OUT) or "endedSource" in marks else 1)

@@ -144,9 +144,20 @@ async def _with_a_local_disk(world: World) -> None:
     await world.settle(90)
 
 
-def _migrate_with_its_disk(world: World) -> object:
+def _migrate_with_its_disk(world: World, **spec: object) -> object:
     copy = {"type": "Full", "disks": ["root"]}
-    return world.apply("vmmig", "go", {"vmRef": {"name": "web"}, "storageCopy": copy}, namespace="default")
+    return world.apply("vmmig", "go", {"vmRef": {"name": "web"}, "storageCopy": copy} | spec, namespace="default")
+
+
+def _copy_and_stop(world: World) -> object:
+    """It is copied slowly, and somebody stops it, whether it has got that far or not."""
+
+    def stop() -> None:
+        if world.get("vmmig", "go") is not None:
+            world.edit("vmmig", "go", abort="Requested")
+
+    world.effects.later(20.0, stop)
+    return _migrate_with_its_disk(world, policy={"bandwidth": "1Mi"})
 
 
 def _move(world: World) -> object:
@@ -162,6 +173,7 @@ SCENARIOS = (
     Scenario("delete", _with_two_disks, lambda w: w.delete("vm", "web"), _gone),
     Scenario("migrate", _with_checkpoints, _migrate, _carried_over, stride=11),
     Scenario("copy", _with_a_local_disk, _migrate_with_its_disk, _migrated, stride=13),
+    Scenario("copy stopped", _with_a_local_disk, _copy_and_stop, _migrated, stride=17),
 )
 
 

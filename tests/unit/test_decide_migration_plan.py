@@ -183,21 +183,40 @@ def test_a_storage_copy_that_makes_no_sense(copy: dict[str, Any], reason: str) -
     assert refused(migration(storageCopy=copy), machine(), pair(machine()))[0] == reason
 
 
+LOCAL = spec(pools=[POOL | {"storageID": None}])
+VOLUME = wanted.volume_name(machine(), machine().spec.disks[0])
+PATH = wanted.config(machine(), host("a"), None).disks[0].path
+COPIED: dict[str, Any] = {"storageCopy": {"type": "Full", "disks": ["root"]}}
+
+
+def copying(chain: tuple[str, ...] = (PATH,), **there: Any) -> Fleet:
+    """Return a fleet where the VM runs on a from a disk of its own, which b is to get."""
+    answer = running(machine(), chains=(("ua-disk-root", chain),))
+    source = host("a", answer, spec=LOCAL, sizes={("default", VOLUME): 5})
+    return fleet(source, host("b", **({"spec": LOCAL} | there)))
+
+
 def test_a_local_disk_goes_when_it_is_copied_and_the_storage_is_then_checked_by_libvirt() -> None:
-    local = spec(pools=[POOL | {"storageID": None}])
-    volume = wanted.volume_name(machine(), machine().spec.disks[0])
-    of = migration(storageCopy={"type": "Full", "disks": ["root"]})
-    first = plan(of, machine(), fleet(host("a", running(machine()), spec=local), host("b", spec=local)))
+    of = migration(**COPIED)
+    first = plan(of, machine(), fleet(host("a", running(machine()), spec=LOCAL), host("b", spec=LOCAL)))
     assert first.look is not None
-    assert first.look.sizes == (("default", volume),)
-    source = host("a", running(machine()), spec=local, sizes={("default", volume): 5})
-    found = plan(of, machine(), fleet(source, host("b", spec=local)))
+    assert first.look.sizes == (("default", VOLUME),)
+    found = plan(of, machine(), copying())
     assert found.intent is not None
     (copy,) = found.intent.copies
-    assert (copy.volume, copy.source_pool, copy.target_pool, copy.size_bytes) == (volume, "default", "default", 5)
+    assert (copy.volume, copy.source_pool, copy.target_pool, copy.size_bytes) == (VOLUME, "default", "default", 5)
     assert found.policy is not None
-    asked = request(of, found.intent, found.policy, local)
+    asked = request(of, found.intent, found.policy, LOCAL)
     assert (asked.copy, asked.copy_disks, asked.unsafe) == ("Full", ("ua-disk-root",), False)
+
+
+def test_what_is_in_the_way_of_a_copy() -> None:
+    known = copying(volumes={"default": frozenset({VOLUME})})
+    reason, detail = refused(migration(**COPIED), machine(), known)
+    assert reason == "VolumeInTheWay"
+    assert VOLUME in detail
+    for chain in ((f"{PATH}.snapshot", PATH), (PATH, "/somewhere/base.qcow2"), ()):
+        assert refused(migration(**COPIED), machine(), copying(chain))[0] == "NotMigratable"
 
 
 def test_policies_that_cannot_be_carried_out() -> None:

@@ -91,11 +91,11 @@ def planned(move: Move) -> tuple[DiskCopyStatus, ...] | Say:
 
 
 def _in_the_way(move: Move, a: wanted.WantedVolume, b: wanted.WantedVolume) -> Say | None:
-    live = move.domain.live
-    paths = {disk.alias: disk.path for disk in (live.disks if live else ())}
-    path, size = paths.get(f"ua-disk-{a.disk}", ""), move.source.sizes.get((a.pool, a.name))
-    if path.rpartition("/")[2] != a.name:
-        return Say("NotMigratable", f"disk {a.disk!r} is {path or 'not in the guest'}, not volume {a.name!r}")
+    size = move.source.sizes.get((a.pool, a.name))
+    if not _runs_from(move, a):
+        return Say(
+            "NotMigratable", f"disk {a.disk!r} is not just volume {a.name!r} and its image on {move.source.name}"
+        )
     if not isinstance(size, int):
         return Say("NotMigratable", f"volume {a.name!r} of pool {a.pool!r} cannot be read on {move.source.name}")
     names = move.target.volumes.get(b.pool, Unknown("PoolUnavailable", "it was not looked at"))
@@ -104,6 +104,16 @@ def _in_the_way(move: Move, a: wanted.WantedVolume, b: wanted.WantedVolume) -> S
     if b.name in names and not any(_marks(b.name, names, wanted.domain_uuid(move.vm))):
         return Say("VolumeInTheWay", _in_way(b.name, b.pool, move.target.name))
     return None
+
+
+def _runs_from(move: Move, volume: wanted.WantedVolume) -> bool:
+    """Whether the guest's disk is the volume that the spec means, with nothing but the disk's image under it."""
+    alias = f"ua-disk-{volume.disk}"
+    meant = wanted.config(move.vm, move.source, move.domain)
+    (disk,) = [each for each in meant.disks if each.alias == alias]
+    files = (disk.path, *(path for path, _ in disk.backing))
+    chain = dict(move.domain.chains).get(alias, ())
+    return chain[: len(files)] == files and (bool(disk.backing) or len(chain) == 1)
 
 
 def _in_way(volume: str, pool: str, host: str) -> str:

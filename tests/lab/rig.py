@@ -96,13 +96,13 @@ class Rig:
         else:
             host.thaw_libvirtd()
 
-    def clean(self) -> None:
+    def clean(self, seconds: float = 60) -> None:
         """Delete every VM and wait until no host has a domain of one; then forget volumes that were retained.
 
-        What does not go as it should is removed by force, for the drills that follow, and fails the one it is of.
+        What has not gone after so long is removed by force, for the drills that follow, and fails the one it is of.
         """
         try:
-            self._delete()
+            self._delete(seconds)
         except Exception:
             self._force()
             raise
@@ -114,7 +114,7 @@ class Rig:
                     for volume in [name for name in host.volumes(pool) if "_" in name]:
                         (host.pool_path(pool) / volume).unlink(missing_ok=True)
 
-    def _delete(self) -> None:
+    def _delete(self, seconds: float) -> None:
         self._recover()
         self.kubectl("delete", "vmmig", "--all", "-A", "--wait=false")
         self.kubectl("annotate", "vm", "--all", "-A", "homeostat.dev/reconcile-")
@@ -124,7 +124,7 @@ class Rig:
             self._confirm_off(name, namespace)
             self.delete("vm", name, namespace)
         for namespace, name in names:
-            self.gone("vm", name, namespace)
+            self.gone("vm", name, namespace, seconds)
         for item in json.loads(self.kubectl("get", "hv", "-o", "json"))["items"]:
             if "deletionTimestamp" in item["metadata"]:
                 self.gone("hv", item["metadata"]["name"])

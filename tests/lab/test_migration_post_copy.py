@@ -120,7 +120,7 @@ def test_a_network_that_swallows_what_is_sent_is_an_interruption_and_no_unknown_
 
 @pytest.mark.parametrize("deed", ["reboot", "panic"])
 def test_a_guest_that_resets_or_panics_in_post_copy_has_moved(rig: Rig, deed: str) -> None:
-    uuid = placed(rig, "web", disks=[SHARED], **linux(f"homeostat.{deed}=15"))
+    uuid = placed(rig, "web", disks=[SHARED], **linux(f"homeostat.{deed}=20"))
     h1, h2 = rig.lab.hosts[:2]
     rig.until(lambda: "GUEST-UP" in h1.console(uuid), "the guest")
     leaves(rig, CRAWLING)
@@ -136,7 +136,7 @@ def test_a_guest_that_resets_or_panics_in_post_copy_has_moved(rig: Rig, deed: st
 
 def test_a_guest_that_powers_itself_off_in_post_copy_is_started_where_it_went(rig: Rig) -> None:
     """Row 22c: what the source still holds is of no use to anybody."""
-    uuid = placed(rig, "web", disks=[SHARED], **linux("homeostat.poweroff=15", terminationGracePeriodSeconds=0))
+    uuid = placed(rig, "web", disks=[SHARED], **linux("homeostat.poweroff=20", terminationGracePeriodSeconds=0))
     h1 = rig.lab.hosts[0]
     rig.until(lambda: "GUEST-UP" in h1.console(uuid), "the guest")
     leaves(rig, CRAWLING)

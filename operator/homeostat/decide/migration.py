@@ -44,6 +44,8 @@ __all__ = ["CallEnded", "Case", "MigrationDecision", "MigrationView", "decide", 
 ASK_AGAIN_SECONDS = 10.0
 AT_ONCE = ("11", "11b", "11c")
 """Rows that are Ambiguous at once: both hosts have run the VM."""
+HELD = "cannot acquire state change lock"
+"""What libvirt says for as long as it has a job, and for ever when it has lost the end of one (measured)."""
 TOO_LATE = ("SwitchingOver", "Confirming", "PostCopying", "PostCopyInterrupted")
 
 
@@ -102,7 +104,8 @@ def _with_refusal(case: Case, decision: MigrationDecision) -> MigrationDecision:
     number, words = case.view.refused
     if number != case.row.number or decision.finished:
         return decision
-    detail = _joined(decision.say.detail, f"libvirt refused the last step: {words}")
+    hint = "if that lasts, restart libvirtd there, which ends no VM" if HELD in words else ""
+    detail = _joined(decision.say.detail, f"libvirt refused the last step: {words}", hint)
     return replace(decision, say=Say(decision.say.reason, detail))
 
 

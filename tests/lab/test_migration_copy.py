@@ -192,6 +192,21 @@ def test_a_target_that_is_away_is_cleaned_when_it_is_back(rig: Rig) -> None:
     only_on(rig, "web", h1)
 
 
+def test_a_lost_answer_leaves_one_copy_when_the_switchover_is_confirmed(rig: Rig) -> None:
+    """No lock holds between the two copies of a disk."""
+    h1, h2 = rig.lab.hosts[:2]
+    uuid = placed(rig, "web", disks=[LOCAL])
+    move(rig, "go", "web", target=H2, policy=SLOW | {"switchover": "Confirmed"}, storageCopy=FULL)
+    copying(rig, "go")
+    h2.mute(h1)
+    switch(rig, uuid)
+    status = finished(rig, "go", "RolledBack", "Migrated", seconds=90)
+    h2.unfilter()
+    moved = status["reason"] == "Migrated"
+    only_on(rig, "web", h2 if moved else h1)
+    assert (files(h1), files(h2)) == ((STALE, DISK) if moved else (DISK, []))
+
+
 def test_the_old_copy_is_never_started_again(rig: Rig) -> None:
     """Not even when the other host is gone for good and nothing but the hosts knows what became of the disk."""
     h1, h2 = rig.lab.hosts[:2]

@@ -197,7 +197,7 @@ async def creating_a_volume_that_exists(rig: Rig) -> Seen:
 async def a_created_volume(rig: Rig) -> Seen:
     name = await rig.volume()
     (volume,) = [each for each in await rig.host.volumes(rig.one.pool) if each.name == name]
-    return [volume.path == await rig.path(name)]
+    return [volume.path == await rig.path(name), await rig.host.volume_size(rig.one.pool, name)]
 
 
 @probe
@@ -214,6 +214,7 @@ async def volumes_and_pools_that_are_not_there(rig: Rig) -> Seen:
     state = (await rig.host.pool("not-there")).state
     seen = [state, await code(rig.host.volumes("not-there")), await code(rig.host.refresh_pool("not-there"))]
     seen += [await code(rig.host.create_volume("not-there", volume_xml("x")))]
+    seen += [await code(rig.host.volume_size("not-there", "x")), await code(rig.host.volume_size(rig.one.pool, "x"))]
     return [*seen, await code(rig.host.delete_volume(rig.one.pool, "not-there"))]
 
 

@@ -204,7 +204,7 @@ BEGUN = {"startTime": "2026-01-01T00:00:00Z"}
 
 def decided(source: Any, target: Any, pools: Pools, marks: dict[str, Any] | None = None, **fields: Any) -> Any:
     status = fields.pop("status", BEGUN) | {"marks": MADE | (marks or {})}
-    of = migration(status, {"copies": [COPY.wire()]})
+    of = migration(status, {"copies": [COPY.wire()]} | fields.pop("intent", {}))
     return decide(of, intent_of(of), view(source, target, GRACE + 1, volumes=pools.known().names, **fields))
 
 
@@ -227,6 +227,13 @@ def test_a_volume_that_cannot_be_made_ends_the_attempt_and_leaves_nothing() -> N
     end = decided(RUNS, GONE, Pools(), noted, status={})
     assert (end.say.reason, end.finished) == ("StorageNotReady", True)
     assert "No space left" in end.say.detail
+
+
+def test_a_target_that_was_left_a_definition_has_run_unless_only_we_let_it() -> None:
+    pools = through(Pools(), prepare)
+    assert decided(RUNS, OFF, pools).marks.target_ran == NOW
+    paused = decided(RUNS, OFF, pools, intent={"startedPaused": "Enabled"})
+    assert (type(paused.action), paused.marks) == (act.UndefineStale, None)
 
 
 @pytest.mark.parametrize(

@@ -210,9 +210,9 @@ def _roll_back(case: Case) -> MigrationDecision:
 
 
 def _remove_target(case: Case) -> MigrationDecision:
-    """A definition there after a copy was made ready has had the guest run: what it wrote is kept."""
+    """After a copy was made ready, a definition there has had the guest run, unless only we do: what it wrote stays."""
     decision = _after_grace(case, "NotMoved", act.UndefineStale(case.intent.target, case.intent.domain_uuid))
-    if case.marks.volume_made is None or case.marks.target_ran:
+    if case.marks.volume_made is None or case.marks.target_ran or case.intent.started_paused == "Enabled":
         return decision
     return replace(decision, marks=case.marks.model_copy(update={"target_ran": case.view.now}))
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over one VirtualMachineMigration."""
+"""One pass over one VirtualMachineMigration: planned, then carried on until both hosts show its end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
@@ -15,32 +15,24 @@ from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER, Resource, condition
 from homeostat.api.migration import (
     IntentStatus,
-    MarksStatus,
-    ObservationStatus,
     VirtualMachineMigration,
     VirtualMachineMigrationStatus,
 )
-from homeostat.api.migration_policy import EffectivePolicy
-from homeostat.api.observed import Unknown
 from homeostat.api.virtualmachine import VirtualMachine
-from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_report as report
-from homeostat.decide.migration import MigrationDecision, MigrationView, asked_lately, decide, ended, first_seen
-from homeostat.decide.migration_copy import Names
+from homeostat.decide.migration import MigrationDecision, decide, ended
 from homeostat.decide.migration_peers import Reach
 from homeostat.decide.migration_plan import Fleet as PlanFleet
-from homeostat.decide.migration_plan import Plan, request
+from homeostat.decide.migration_plan import Plan
 from homeostat.decide.migration_plan import plan as decide_plan
-from homeostat.decide.migration_policy import WAIT, Progress, advise
-from homeostat.decide.migration_table import WITHOUT_PROCESS, Seen, Side, kind
 from homeostat.decide.view import Say, VMView
-from homeostat.decide.vm import stopping
 from homeostat.hosts.driver import STORAGE_VOL_EXIST, HostError, HostUnreachable
-from homeostat.hosts.migration import Cost, Job, Out
+from homeostat.hosts.migration import Cost
 from homeostat.hosts.perform import perform, perform_migration
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
 from homeostat.reconcile import observe
+from homeostat.reconcile.both_hosts import Attempt, BothHosts, Memory, Sight
 from homeostat.reconcile.calls import Calls
 from homeostat.reconcile.fleet import Fleet
 from homeostat.reconcile.peers import PeerBook
@@ -58,20 +50,6 @@ ANSWER_SECONDS = 2.0
 LONG = (act.Migrate, act.ResumePostCopy)
 """Actions whose call lasts as long as the migration."""
 Object = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One pass over a migration that has an intent: the object as read, what it says, and what was seen."""
-
-    key: Key
-    seen: Object
-    migration: VirtualMachineMigration
-    intent: IntentStatus
-    view: MigrationView
-    progress: Progress | None
-    looked: float
-    """When the hosts had answered, by the loop's clock."""
 
 
 class MigrationReconciler:
@@ -93,10 +71,8 @@ class MigrationReconciler:
         self._peers = PeerBook(
             settings.call_deadline_seconds, wake, lambda: (each.metadata.uid for each in fleet.migrations.values())
         )
-        self._lowest: dict[Key, tuple[int, float]] = {}  # the least that was left to copy, and since when
-        self._untold: dict[Key, str] = {}  # what a host said first that does not tell its job
-        self._refused: dict[Key, tuple[str, str]] = {}  # the row of the last step, when it was refused, and why
-        self._volume_errors: dict[Key, str] = {}  # what libvirt said to the last request for a volume
+        self._hosts = BothHosts(fleet, settings, now, self._calls)
+        self._memory: defaultdict[Key, Memory] = defaultdict(Memory)
 
     async def reconcile(self, key: Key) -> Result:
         """Read, plan or go on: look at both hosts, decide, report, perform one action."""
@@ -110,15 +86,7 @@ class MigrationReconciler:
         vm = await self._vm(migration)
         if migration.status.intent is None:
             return await self._plan(migration, seen, vm)
-        if self._early(migration, migration.status.intent, vm):
-            return Result(ANSWER_SECONDS)
-        current = await self._observe(key, seen, migration, migration.status.intent, vm)
-        decision = decide(migration, current.intent, current.view)
-        if decision.look_at_volumes:  # the hosts are asked again: that can take long
-            volumes = await self._volumes(current.intent)
-            current = await self._observe(key, seen, migration, current.intent, vm, volumes)
-            decision = decide(migration, current.intent, current.view)
-        return await self._carry_out(current, decision)
+        return await self._go_on(Attempt(key, seen, migration, migration.status.intent, vm, self._memory[key]))
 
     # Reading
 
@@ -137,17 +105,9 @@ class MigrationReconciler:
         seen = await self._get(VirtualMachine, migration.metadata.namespace, migration.spec.vm_ref.name)
         return None if seen is None else VirtualMachine.model_validate(seen)
 
-    def _early(self, migration: VirtualMachineMigration, intent: IntentStatus, vm: VirtualMachine | None) -> bool:
-        """Whether the VM's controller has not had the time yet to acknowledge it; when it does, that is an event."""
-        waited = (self._now() - intent.time).total_seconds()
-        return waited < ANSWER_SECONDS and vm is not None and not _acknowledged(vm, migration, intent)
-
     def _forget(self, key: Key) -> None:
         self._calls.forget(key)
-        self._lowest.pop(key, None)
-        self._untold.pop(key, None)
-        self._volume_errors.pop(key, None)
-        self._refused.pop(key, None)
+        self._memory.pop(key, None)
 
     # Planning
 
@@ -164,8 +124,8 @@ class MigrationReconciler:
             if plan.action is None:
                 status = report.planned(migration, plan, self._now())
                 seen = await self._write(migration, seen, status) if status.wire() != migration.status.wire() else seen
-        if plan.action is not None:
-            return await self._prepare(migration, seen, plan.action)
+        if isinstance(plan.action, act.CreateVolume):
+            return await self._mark(migration, seen, plan.action)
         if plan.reach is not None:
             self._try(_key(migration), plan.reach)
         if ended(VirtualMachineMigration.model_validate(seen)):
@@ -194,13 +154,8 @@ class MigrationReconciler:
         reached = self._peers.known(migration.metadata.uid)
         return PlanFleet(view, migrations, settings.migrations, self._now(), settings.migration_policy, reached)
 
-    async def _prepare(
-        self, migration: VirtualMachineMigration, seen: Object, action: act.AddFinalizer | act.CreateVolume
-    ) -> Result:
-        """Hold the object, or leave a mark in a pool: the next pass sees what came of it. A refused mark ends it."""
-        if isinstance(action, act.AddFinalizer):
-            await self._finalizers(self._client.add_finalizer, seen)
-            return Result(0.0)
+    async def _mark(self, migration: VirtualMachineMigration, seen: Object, action: act.CreateVolume) -> Result:
+        """Leave a mark in a pool: the next pass sees what came of it. A refused one ends the attempt."""
         connection = self._fleet.connected(action.host)
         try:
             await perform(action, connection, self._fleet.answer(action.host).facts)
@@ -212,129 +167,45 @@ class MigrationReconciler:
             await self._write(migration, seen, report.planned(migration, plan, self._now()))
         return Result(0.0)
 
-    # Looking
+    # Going on
 
-    async def _observe(
-        self,
-        key: Key,
-        seen: Object,
-        migration: VirtualMachineMigration,
-        intent: IntentStatus,
-        vm: VirtualMachine | None,
-        volumes: Mapping[tuple[str, str], Names] | None = None,
-    ) -> Pass:
-        """Ask the source, then the target: one that has nothing after the other was seen without a job gets nothing."""
-        told, now = migration.status.decision, self._now()
-        source, job = await self._look(intent.source, intent.source_uuid, intent, told.source if told else None)
-        target, other = await self._look(intent.target, intent.target_uuid, intent, told.target if told else None)
-        progress = self._progress(key, migration, intent, job) if isinstance(job, Out) else None
-        policy = migration.status.policy or EffectivePolicy()
-        view = MigrationView(
-            source,
-            target,
-            since=first_seen(migration, source, target, now),
-            now=now,
-            grace=self._settings.migration_grace_seconds,
-            request=self._request(migration, intent, policy),
-            calling=self._calls.calling(key),
-            called=self._calls.age(key),
-            resume=self._settings.migration_resume_seconds,
-            ended=self._calls.ended(key),
-            listed=vm is not None and _acknowledged(vm, migration, intent),
-            vm_stops=stopping(vm),
-            advice=advise(policy, progress) if progress else WAIT,
-            untold=self._untold_of(key, (intent.source, source, job), (intent.target, target, other)),
-            refused=self._refused.get(key, ("", "")),
-            volumes=volumes,
-            volume_error=self._volume_errors.get(key, ""),
-        )
-        return Pass(key, seen, migration, intent, view, progress, asyncio.get_running_loop().time())
+    async def _go_on(self, attempt: Attempt) -> Result:
+        """Look at both hosts, decide, report, perform one action."""
+        if self._early(attempt):
+            return Result(ANSWER_SECONDS)
+        sight = await self._hosts.look(attempt)
+        decision = decide(attempt.migration, attempt.intent, sight.view)
+        if decision.look_at_volumes:  # the hosts are asked again: that can take long
+            sight = await self._hosts.look(attempt, await self._hosts.volumes(attempt.intent))
+            decision = decide(attempt.migration, attempt.intent, sight.view)
+        return await self._carry_out(attempt, sight, decision)
 
-    def _untold_of(self, key: Key, *sides: tuple[str, Side, Job | Unknown | None]) -> str:
-        """What the first of these hosts says that has the domain and does not tell its job, in its first words."""
-        words = [f"{name}: {job.message}" for name, side, job in sides if isinstance(job, Unknown) and _there(side)]
-        if not words:
-            self._untold.pop(key, None)
-            return ""
-        return self._untold.setdefault(key, words[0])
+    def _early(self, attempt: Attempt) -> bool:
+        """Whether the VM's controller has not had the time yet to acknowledge it; when it does, that is an event."""
+        waited = (self._now() - attempt.intent.time).total_seconds()
+        return waited < ANSWER_SECONDS and attempt.vm is not None and not attempt.acknowledged
 
-    async def _volumes(self, intent: IntentStatus) -> dict[tuple[str, str], Names]:
-        """What is in the pools of disks that are copied: first on the source, whose marks no target may show."""
-        sources = [(intent.source, intent.source_uuid, copy.source_pool) for copy in intent.copies]
-        targets = [(intent.target, intent.target_uuid, copy.target_pool) for copy in intent.copies]
-        names: dict[tuple[str, str], Names] = {}
-        for host, host_uuid, pool in dict.fromkeys([*sources, *targets]):
-            hypervisor = self._fleet.speaking_for(host, host_uuid)
-            name = hypervisor.metadata.name if hypervisor else ""
-            names[host, pool] = await observe.everything(self._fleet, name, pool)
-        return names
-
-    def _request(
-        self, migration: VirtualMachineMigration, intent: IntentStatus, policy: EffectivePolicy
-    ) -> act.Migrate:
-        target = self._fleet.speaking_for(intent.target, intent.target_uuid)
-        if target is None:  # then the target is unknown, and nothing is asked for
-            return act.Migrate(intent.source, intent.domain_uuid, "")
-        return request(migration, intent, policy, target.spec)
-
-    async def _look(
-        self, name: str, host_uuid: str, intent: IntentStatus, old: ObservationStatus | None
-    ) -> tuple[Side, Job | Unknown | None]:
-        hypervisor = self._fleet.speaking_for(name, host_uuid)
-        if hypervisor is None:
-            return Unknown("HypervisorMissing", f"no Hypervisor speaks for the host of {name}"), None
-        name = hypervisor.metadata.name
-        informer = self._fleet.informers.get(name)
-        if informer is None:
-            return Unknown("HostNotAsked", f"Hypervisor {name} is not connected"), None
-        found = await informer.look(intent.domain_uuid, "", job=True)
-        released = verdicts.released(hypervisor, self._fleet.answer(name))
-        return report.side_of(found.answer, _word(found.job), old, released=released), found.job
-
-    def _progress(self, key: Key, migration: VirtualMachineMigration, intent: IntentStatus, job: Out) -> Progress:
-        marks, now = migration.status.marks or MarksStatus(), asyncio.get_running_loop().time()
-        lowest, since = self._lowest.get(key, (job.remaining, now))
-        if job.remaining < lowest or key not in self._lowest:
-            lowest, since = min(job.remaining, lowest), now
-        self._lowest[key] = (lowest, since)
-        return Progress(
-            elapsed=job.elapsed / 1000,
-            iteration=job.iteration,
-            remaining=job.remaining,
-            size=job.total,
-            dirty_rate=job.dirty_rate * job.page_size,
-            bandwidth=job.bytes_per_second,
-            downtime_limit_ms=job.max_downtime,
-            stalled=now - since,
-            post_copy=intent.post_copy == "Enabled",
-            suspended=asked_lately(marks.force_completed, self._now()),
-            switched=asked_lately(marks.post_copy, self._now()),
-            transferred=job.processed,
-        )
-
-    # Acting
-
-    async def _carry_out(self, current: Pass, decision: MigrationDecision) -> Result:
+    async def _carry_out(self, attempt: Attempt, sight: Sight, decision: MigrationDecision) -> Result:
         """Write down what cannot be read back, then act; a source that runs beside its target is stopped at once."""
         urgent = isinstance(decision.action, act.Suspend) and decision.ambiguous
         if urgent:
-            await self._perform(current, decision)
-        seen = await self._report(current, decision)
-        if decision.action is not None and asyncio.get_running_loop().time() - current.looked > OLD_SECONDS:
+            await self._perform(attempt, decision)
+        seen = await self._report(attempt, sight, decision)
+        if decision.action is not None and asyncio.get_running_loop().time() - sight.looked > OLD_SECONDS:
             return Result(0.0)  # the write took long: what was seen may not be so any more
         if not urgent:
-            await self._perform(current, decision)
+            await self._perform(attempt, decision)
         if decision.finished:
-            return await self._let_go(current.key, seen)
+            return await self._let_go(attempt.key, seen)
         return Result(decision.requeue_after)
 
-    async def _perform(self, current: Pass, decision: MigrationDecision) -> None:
+    async def _perform(self, attempt: Attempt, decision: MigrationDecision) -> None:
         """Carry out the action, if any. What it returned proves nothing: both hosts are looked at."""
         action = decision.action
         if action is None:
             return
         host = action.request.host if isinstance(action, act.ResumePostCopy) else action.host
-        hypervisor = self._fleet.speaking_for(host, _identity(current.intent, host))
+        hypervisor = self._fleet.speaking_for(host, _identity(attempt.intent, host))
         if hypervisor is None:
             raise Retry(f"no Hypervisor speaks for the host of {host}")
         name = hypervisor.metadata.name
@@ -342,33 +213,33 @@ class MigrationReconciler:
         log.info("%s on %s", type(action).__name__, host, extra={"action": type(action).__name__})
         call = perform_migration(action, connection, facts)
         if isinstance(action, LONG):
-            self._calls.begin(current.key, call)
+            self._calls.begin(attempt.key, call)
             return
-        self._volume_errors.pop(current.key, None)
+        attempt.memory.volume_error = ""
         try:
             await call
-            self._refused.pop(current.key, None)
+            attempt.memory.refused = ("", "")
         except HostError as error:
-            self._refused[current.key] = decision.row.number, error.message
+            attempt.memory.refused = decision.row.number, error.message
             log.info("%s was refused, or not answered: %s", type(action).__name__, error.message)
             if isinstance(action, act.CreateVolume) and _final(error):
-                self._volume_errors[current.key] = error.message
+                attempt.memory.volume_error = error.message
 
     # Reporting
 
-    async def _report(self, current: Pass, decision: MigrationDecision) -> Object:
+    async def _report(self, attempt: Attempt, sight: Sight, decision: MigrationDecision) -> Object:
         """Write the status: a change of the decision at once, mere progress ever more seldom."""
-        old = current.migration.status
-        status = report.status(current.migration, current.view, decision)
-        if current.progress is not None:
-            cost = report.cost_so_far(old.cost, current.progress)
-            status = status.model_copy(update={"progress": report.progress(current.progress), "cost": cost})
-        if decision.say.reason == "Migrated" and (told := await self._cost(current.intent)) is not None:
+        old = attempt.migration.status
+        status = report.status(attempt.migration, sight.view, decision)
+        if sight.progress is not None:
+            cost = report.cost_so_far(old.cost, sight.progress)
+            status = status.model_copy(update={"progress": report.progress(sight.progress), "cost": cost})
+        if decision.say.reason == "Migrated" and (told := await self._cost(attempt.intent)) is not None:
             cost = report.cost_at_end(status.cost, told.transferred, told.downtime)
             status = status.model_copy(update={"cost": cost})
-        if not report.due(old, status, current.progress, self._settings.migration_write_seconds):
-            return current.seen
-        return await self._write(current.migration, current.seen, status)
+        if not report.due(old, status, sight.progress, self._settings.migration_write_seconds):
+            return attempt.seen
+        return await self._write(attempt.migration, attempt.seen, status)
 
     async def _cost(self, intent: IntentStatus) -> Cost | None:
         """What libvirt on the target says that it cost; it forgets that with its next job, or when it restarts."""
@@ -415,6 +286,7 @@ class MigrationReconciler:
         return Result(0.0)
 
     async def _expire(self, key: Key, migration: VirtualMachineMigration, seen: Object) -> Result:
+        """An attempt that has ended: the object goes when its time is over, and is held by nothing until then."""
         if FINALIZER in migration.metadata.finalizers:
             return await self._let_go(key, seen)
         expiry = report.expiry(migration)
@@ -441,19 +313,5 @@ def _key(migration: VirtualMachineMigration) -> Key:
     return migration.metadata.namespace, migration.metadata.name
 
 
-def _there(side: Side) -> bool:
-    return isinstance(side, Seen) and kind(side) not in WITHOUT_PROCESS
-
-
-def _word(job: Job | Unknown | None) -> str | None:
-    return None if job is None else type(job).__name__
-
-
 def _identity(intent: IntentStatus, host: str) -> str:
     return intent.source_uuid if host == intent.source else intent.target_uuid
-
-
-def _acknowledged(vm: VirtualMachine, migration: VirtualMachineMigration, intent: IntentStatus) -> bool:
-    """Whether the VM's controller knows of this migration, keeps its hands off, and has recorded the target."""
-    known = vm.status.migration is not None and vm.status.migration.uid == migration.metadata.uid
-    return known and any(candidate.host_uuid == intent.target_uuid for candidate in vm.status.candidates)

@@ -12,7 +12,8 @@ import pytest
 
 from homeostat.api import actions as act
 from homeostat.api.migration import DiskCopyStatus, IntentStatus, MarksStatus
-from homeostat.api.observed import Unknown
+from homeostat.api.observed import Present, Unknown
+from homeostat.decide import wanted
 from homeostat.decide.migration import decide
 from homeostat.decide.migration_copy import (
     Names,
@@ -26,6 +27,8 @@ from homeostat.decide.migration_copy import (
     prepare,
     stale_mark,
 )
+from homeostat.decide.vm import decide as decide_vm
+from tests.unit import test_decide_vm as vms
 from tests.unit.migrations import ARRIVED, GONE, GRACE, INTENT, NOW, OFF, OUT, RUNS, intent_of, migration, view
 
 VOLUME = "shop_web_root_1.qcow2"
@@ -194,6 +197,28 @@ def test_what_the_vm_may_have_run_from_is_kept() -> None:
     neither = through(through(Pools(), prepare), clean, source_counts=False, discard=False)
     assert neither.startable() == []
     assert "stays marked" in left(neither.known(source_counts=False, discard=False), moved=False)
+
+
+def test_a_copy_that_somebody_removed_is_missed() -> None:
+    pools = through(Pools(), prepare)
+    pools.there.remove(VOLUME)
+    assert through(pools, complete).startable() == []
+    assert "has no volume" in left(pools.known(), moved=True)
+
+
+# Where a VM is started
+
+
+@pytest.mark.parametrize("form", [stale_mark, incoming_mark])
+@pytest.mark.parametrize("there", [True, False], ids=["volume", "mark alone"])
+def test_nothing_is_started_from_a_marked_volume_nor_is_one_made_beside_a_mark(form: Any, there: bool) -> None:
+    vm = vms.settled({"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}]})
+    volume = wanted.volume_name(vm, vm.spec.disks[0])
+    names = frozenset({volume, form(volume, INTENDED)} if there else {form(volume, INTENDED)})
+    for answer in (GONE, Present(vms.domain(vm, reason="Crashed"))):
+        found = decide_vm(vm, vms.view(vms.host("a", answer, volumes={"default": names}), fresh=True), NOW)
+        assert (found.say.reason, found.action) == ("DiskStale", None)
+        assert form(volume, INTENDED) in found.say.detail
 
 
 # In the decision about the migration

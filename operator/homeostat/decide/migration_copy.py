@@ -289,14 +289,11 @@ def _waited(known: Volumes, mark: datetime | None) -> Step | None:
 
 
 def _complete(disk: _Disk) -> Step | None:
-    known, intent = disk.known, disk.known.intent
     if disk.volume in disk.here and disk.stale not in disk.here:
         return disk.mark_source()
-    if intent.target in known.silent:
-        return None
     if disk.volume not in disk.there:
-        return Step(f"pool {disk.copy.target_pool!r} on {intent.target} has no {disk.volume!r}")
-    own = next(_marks(disk.volume, disk.there, intent.domain_uuid), None)
+        return None
+    own = next(_marks(disk.volume, disk.there, disk.known.intent.domain_uuid), None)
     return disk.remove(own) if own else None
 
 
@@ -306,6 +303,8 @@ def left(known: Volumes, *, moved: bool) -> str:
     for copy in intent.copies if known.marks.volume_made else ():
         if intent.target in known.silent:
             words.append(f"{intent.target} was not asked, and may have volume {copy.volume!r}, marked")
+        elif moved and copy.volume not in _there(known, copy):
+            words.append(f"pool {copy.target_pool!r} on {intent.target} has no volume {copy.volume!r} any more")
         elif not moved and not known.discard and incoming_mark(copy.volume, intent) in _there(known, copy):
             words.append(f"{intent.target} keeps volume {copy.volume!r}, marked, which the VM may have run from")
         if not moved and (intent.source in known.silent or not known.source_counts):

@@ -38,7 +38,7 @@ demo-down: venv ## Remove every trace of the demo
 .PHONY: test
 # The lab mostly waits: more processes than CPUs (JOBS) run its files side by side, each with hosts of its own.
 test: venv binaries ## Run all rings: unit, simulation, api, lab (as root; a demo that is up is left alone)
-	@$(PYTEST) -v -n $(JOBS) --dist loadfile $(RINGS:%=tests/%)
+	@$(PYTEST) -v -n $(JOBS) --dist loadfile --no-loadscope-reorder $(RINGS:%=tests/%)
 
 .PHONY: test-unit
 test-unit: venv ## Run the ring of pure functions

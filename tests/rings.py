@@ -11,7 +11,11 @@ import pytest
 
 FIGURE = "figure"
 RINGS = ("unit", "simulation", "api", "lab")
+LONGEST = 12
+LONG = ("test_crash_points.py", "test_matrix.py", "test_strategies.py", "test_protocol_faults.py", "test_store.py")
+"""Files of few tests that take minutes: where files run side by side, none of these is to be left for the end."""
 ran: Counter[str] = Counter()
+seconds: dict[str, float] = {}
 skipped: list[str] = []
 figures: list[str] = []
 
@@ -23,14 +27,22 @@ def ring_of(node_id: str) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test with its ring."""
+    """Mark every test with its ring; put files that take long first, then those with many tests."""
     for item in items:
         if (ring := ring_of(item.nodeid)) is not None:
             item.add_marker(ring)
+    files = Counter(item.nodeid.partition("::")[0] for item in items)
+    items.sort(key=lambda item: _place(item.nodeid.partition("::")[0], files))
+
+
+def _place(file: str, files: Counter[str]) -> tuple[bool, int, str]:
+    return Path(file).name not in LONG, -files[file], file
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Count the tests that were really run, and keep their figures."""
+    """Count the tests that were really run, how long each file took, and keep their figures."""
+    file = report.nodeid.partition("::")[0]
+    seconds[file] = seconds.get(file, 0.0) + report.duration
     if report.when == "call":
         figures.extend(str(value) for name, value in report.user_properties if name == FIGURE)
     if report.skipped:
@@ -60,5 +72,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(line)
     counts = ", ".join(f"{ring} {ran[ring]}" for ring in RINGS if ran[ring])
     terminalreporter.write_line(f"tests per ring: {counts or 'none'}")
+    longest = sorted(seconds.items(), key=lambda each: -each[1])[:LONGEST]
+    shown = ", ".join(f"{file} {took:.0f}" for file, took in longest if took >= 1)
+    terminalreporter.write_line(f"seconds of the longest files: {shown or 'none'}")
     for line in complaints(config):
         terminalreporter.write_line(f"ERROR {line}", red=True)

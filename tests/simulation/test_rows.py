@@ -194,6 +194,7 @@ ASKS = [
     ("11b", "runs", "stuck", "SplitBrain", "KeepSource"),
     ("11c", "runs", "paused", "SplitBrain", "KeepSource"),
     ("21", "absent", "stranded", "MemoryLost", "KeepSource"),
+    ("16b", "absent", "absent", "MovedElsewhere", "KeepTarget"),
 ]
 
 
@@ -228,7 +229,7 @@ async def test_nothing_is_done_while_the_source_is_unknown_and_the_target_was_th
     await world.rest()
 
 
-@pytest.mark.parametrize(("row", "source"), [("8", "runs"), ("17", "absent")])
+@pytest.mark.parametrize(("row", "source"), [("8", "runs"), ("17", "off")])
 @in_world()
 async def test_a_target_that_still_waits_is_libvirts_to_end(world: World, row: str, source: str) -> None:
     pair = await laid(world, source, "waits")

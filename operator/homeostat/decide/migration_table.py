@@ -255,7 +255,7 @@ ROWS = (
     Row("16b", _is("absent"), _is("absent"), "Unknown", "MovedElsewhere", "ask",
         "libvirt makes the target's definition before it removes the source's: whoever has the VM is not the target"),
     Row("16c", _is("absent"), _is("out"), "Nobody", "VMDown", "down", "it was moved to a host that is out of service"),
-    Row("17", _is(*ENDED, "off-lost"), _is(*INCOMING, jobs="In"), "Nobody", "RollingBack", "wait", "becomes row 16"),
+    Row("17", _is(*ENDED, "off-lost"), _is(*INCOMING, jobs="In"), "Nobody", "RollingBack", "wait", "becomes row 16 or 16b"),
     Row("18", _is("off-migrated"), _is(*GONE, *OFF, "off-lost"), "Target", "ArrivedThenOff", "ended",
         "the protocol was done"),
     Row("18b", _is("absent", "off", "out"), _is(*OFF, "off-lost"), "Target", "ArrivedThenOff", "ended",

@@ -137,7 +137,7 @@ def measure(bed: Bed, count: int, rounds: int, *, smoke: bool) -> Migration:
             _trips(bed, result, booted, "", rounds)
             _trips(bed, result, booted, "8Mi", rounds)
         bed.start_operator()
-        for number, bandwidth in enumerate(("", "1Mi") if smoke else ("", "", "8Mi", "8Mi", "1Mi", "1Mi")):
+        for number, bandwidth in enumerate(("", "1Mi") if smoke else ("", "", "8Mi", "1Mi")):
             target = 3 if number % 2 == 0 else 1
             _write_counts(bed, result, booted or blank, bandwidth, target, 1.0 if smoke else TRAILING_SECONDS)
         bed.remove_vms()

@@ -123,7 +123,7 @@ def progress_due(written: float | None, elapsed: float, least: float) -> bool:
 
     A write is at least `least` seconds, and a factor of 10/9, later than the one before it. So there are at most 11
     until 10 * least seconds, and log(T / (10 * least)) / log(10 / 9) more until T seconds: with 5 s 51 in an hour and
-    82 in a day. The completion time-out bounds T.
+    81 in a day. The completion time-out bounds T.
     """
     if written is None or elapsed < written:  # a new job: that of a broken post-copy which goes on
         return True

@@ -9,8 +9,8 @@ from typing import Any
 from homeostat.api import actions as act
 from homeostat.api.migration import IntentStatus, VirtualMachineMigration
 from homeostat.api.observed import Absent, Unknown
-from homeostat.decide.migration import MigrationView
-from homeostat.decide.migration_table import OutOfService, Seen, Side
+from homeostat.decide.migration import MigrationDecision, MigrationView, decide
+from homeostat.decide.migration_table import OutOfService, Seen, Side, evidence
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GRACE = 60.0
@@ -26,6 +26,8 @@ INTENT: dict[str, Any] = {
     "domainUUID": UID,
     "time": "2026-01-01T00:00:00Z",
 }
+SHORT, LONG = 1.0, GRACE + 1
+BEGUN = {"startTime": "2026-01-01T00:00:00Z"}
 DARK = Unknown("ConnectionLost", "no route to host")
 GONE = Absent()
 OUT = OutOfService()
@@ -46,6 +48,7 @@ INCOMING = seen("Paused/Migration", "In", persistent=False)
 ARRIVED = seen("Running/Migrated")
 PAUSED = seen("Paused/User")
 OFF = seen("Shutoff/Destroyed")
+BROKEN, STRANDED = seen("Paused/PostcopyFailed", "Out"), seen("Running/PostcopyFailed", "In")
 
 
 def migration(
@@ -70,3 +73,20 @@ def view(source: Side, target: Side, age: float = 0.0, **fields: Any) -> Migrati
     """Return a view of a pair that has been seen for `age` seconds."""
     known: dict[str, Any] = {"since": NOW - timedelta(seconds=age), "now": NOW, "grace": GRACE, "request": REQUEST}
     return MigrationView(source, target, **(known | fields))
+
+
+def decided(of: VirtualMachineMigration, known: MigrationView) -> MigrationDecision:
+    """Return the decision about what is known."""
+    return decide(of, intent_of(of), known)
+
+
+def shown(source: Side, target: Side, age: float = LONG, *, begun: bool = True, **fields: Any) -> MigrationDecision:
+    """Return the decision about a pair that has been seen for some time."""
+    return decided(migration(BEGUN if begun else None, fields.pop("intent", None)), view(source, target, age, **fields))
+
+
+def answered(source: Side, target: Side, keep: str, *, accepted: bool = True, age: float = LONG) -> MigrationDecision:
+    """Return the decision when spec.resolve answers just what is seen."""
+    answer = {"keep": keep, "evidence": evidence("attempt", source, target)}
+    status = BEGUN | ({"marks": {"resolved": answer}} if accepted else {})
+    return decided(migration(status, resolve=answer), view(source, target, age))

@@ -21,7 +21,6 @@ from homeostat.decide.migration import (
     CallEnded,
     MigrationDecision,
     MigrationView,
-    decide,
     ended,
     first_seen,
     in_flight,
@@ -30,6 +29,7 @@ from homeostat.decide.migration_policy import Advice
 from homeostat.decide.migration_table import WITHOUT_PROCESS, OutOfService, Seen, Side, evidence, job, kind
 from tests.unit.migrations import (
     ARRIVED,
+    BEGUN,
     CANCELED,
     COPIES,
     DARK,
@@ -37,34 +37,26 @@ from tests.unit.migrations import (
     GRACE,
     HELD,
     INCOMING,
+    LONG,
     NOW,
     OFF,
     OUT,
     PAUSED,
     REQUEST,
     RUNS,
+    SHORT,
     SWITCHES,
     UID,
-    intent_of,
+    answered,
+    decided,
     migration,
     seen,
+    shown,
     view,
 )
 from tests.unit.test_decide_migration_table import SIDES
 
-SHORT, LONG = 1.0, GRACE + 1
-BEGUN = {"startTime": "2026-01-01T00:00:00Z"}
 CONFIRMED = {"startedPaused": "Enabled"}
-BROKEN, STRANDED = seen("Paused/PostcopyFailed", "Out"), seen("Running/PostcopyFailed", "In")
-
-
-def decided(of: VirtualMachineMigration, known: MigrationView) -> MigrationDecision:
-    return decide(of, intent_of(of), known)
-
-
-def shown(source: Side, target: Side, age: float = LONG, *, begun: bool = True, **fields: Any) -> MigrationDecision:
-    """Return the decision about a pair that has been seen for some time."""
-    return decided(migration(BEGUN if begun else None, fields.pop("intent", None)), view(source, target, age, **fields))
 
 
 # Beginning
@@ -285,85 +277,6 @@ def test_a_vm_that_went_off_is_down_not_moved() -> None:
     assert not shown(seen("Shutoff/Crashed"), GONE, 0).finished
     assert shown(seen("Shutoff/Crashed"), GONE, SHORT).say.reason == "VMDown"
     assert reasons.MIGRATION["VMDown"].ready == "False"
-
-
-# For a person
-
-
-def test_two_that_run_are_frozen_at_once_and_ended_never() -> None:
-    decision = shown(CANCELED, ARRIVED, 0)
-    assert (decision.action, decision.ambiguous) == (act.Suspend("a", UID), True)
-    frozen = shown(PAUSED, ARRIVED)
-    assert (frozen.action, frozen.ambiguous, frozen.say.reason) == (None, True, "SplitBrain")
-    assert frozen.evidence in frozen.say.detail
-
-
-@pytest.mark.parametrize(("source", "target"), [(HELD, DARK), (HELD, HELD), (CANCELED, DARK), (GONE, STRANDED)])
-def test_what_names_no_owner_is_ambiguous_when_it_lasts(source: Side, target: Side) -> None:
-    assert shown(source, target, SHORT).say.reason == "Undecided"
-    decision = shown(source, target)
-    assert (decision.ambiguous, decision.action, decision.finished) == (True, None, False)
-
-
-def answered(source: Side, target: Side, keep: str, *, accepted: bool = True, age: float = LONG) -> MigrationDecision:
-    """Return the decision when spec.resolve answers just what is seen."""
-    answer = {"keep": keep, "evidence": evidence("attempt", source, target)}
-    status = BEGUN | ({"marks": {"resolved": answer}} if accepted else {})
-    return decided(migration(status, resolve=answer), view(source, target, age))
-
-
-def test_an_answer_is_written_down_before_it_is_carried_out() -> None:
-    decision = answered(PAUSED, ARRIVED, "KeepTarget", accepted=False)
-    assert decision.action is None
-    assert decision.marks is not None
-    assert decision.marks.resolved is not None
-    assert answered(PAUSED, ARRIVED, "KeepTarget").action == act.DestroyStale("a", UID)
-    assert answered(PAUSED, ARRIVED, "KeepTarget", age=SHORT).action is None
-
-
-@pytest.mark.parametrize("keep", ["KeepSource", "KeepTarget"])
-def test_a_vm_that_is_on_neither_host_may_run_elsewhere_until_a_person_says_that_it_does_not(keep: str) -> None:
-    decision = shown(GONE, GONE)
-    assert (decision.say.reason, decision.ambiguous, decision.finished) == ("MovedElsewhere", True, False)
-    told = answered(GONE, GONE, keep)
-    assert (told.say.reason, told.finished, told.action) == ("VMDown", True, None)
-    assert shown(GONE, OUT).say.reason == "VMDown"
-
-
-def test_an_answer_to_something_else_says_so() -> None:
-    stale = migration(BEGUN, resolve={"keep": "KeepSource", "evidence": "0" * 16})
-    decision = decided(stale, view(PAUSED, ARRIVED, LONG))
-    assert (decision.action, decision.marks, decision.ambiguous) == (None, None, True)
-    assert "no longer what is seen" in decision.say.detail
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "keep", "action"),
-    [
-        (PAUSED, ARRIVED, "KeepSource", act.DestroyStale("b", UID)),
-        (PAUSED, OFF, "KeepSource", act.UndefineStale("b", UID)),
-        (HELD, DARK, "KeepSource", act.Resume("a", UID)),
-        (HELD, DARK, "KeepTarget", None),
-        (CANCELED, DARK, "KeepSource", None),
-        (HELD, HELD, "KeepTarget", act.DestroyStale("a", UID)),
-        (GONE, HELD, "KeepTarget", act.Resume("b", UID)),
-        (GONE, STRANDED, "KeepTarget", act.DestroyStale("b", UID)),
-        (GONE, STRANDED, "KeepSource", act.DestroyStale("b", UID)),
-        (BROKEN, GONE, "KeepSource", act.DestroyStale("a", UID)),
-        (RUNS, seen("Shutoff/Unknown", lost=True), "KeepSource", act.UndefineStale("b", UID)),
-    ],
-)
-def test_an_answer_is_carried_out(source: Side, target: Side, keep: str, action: object) -> None:
-    assert answered(source, target, keep).action == action
-
-
-def test_a_whole_answer_ends_with_one_copy() -> None:
-    """What follows each step is shown to the next decision, as the hosts would show it."""
-    first = {"keep": "KeepSource", "evidence": evidence("attempt", PAUSED, ARRIVED)}
-    of = migration(BEGUN | {"marks": {"resolved": first}}, resolve=first)
-    steps = [decided(of, view(PAUSED, target, LONG)).action for target in (ARRIVED, OFF, GONE)]
-    assert steps == [act.DestroyStale("b", UID), act.UndefineStale("b", UID), act.Resume("a", UID)]
-    assert decided(of, view(seen("Running/Unpaused"), GONE)).say.reason == "RolledBack"
 
 
 # Whatever is seen

@@ -3,73 +3,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from homeostat.api import actions as act
 from homeostat.api import reasons
-from homeostat.api.hypervisor import HypervisorSpec
-from homeostat.api.meta import FINALIZER
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.migration_policy import EffectivePolicy
-from homeostat.api.observed import Absent, Answer, Checkpoint, Pool, Present, Traits, Unknown
+from homeostat.api.observed import Absent, Answer, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
 from homeostat.decide import wanted
-from homeostat.decide.migratable import condition, marker
-from homeostat.decide.migration_peers import Peers, peer_uri
-from homeostat.decide.migration_plan import Fleet, behind, plan, request
-from homeostat.decide.view import HostView, Say, VMView
+from homeostat.decide.migratable import marker
+from homeostat.decide.migration_peers import Peers
+from homeostat.decide.migration_plan import Fleet, plan, request
+from homeostat.decide.view import Say
 from tests.unit import test_decide_vm as vms
-
-Object = Mapping[str, Any]
-NOW = vms.NOW
-DISK = {"name": "root", "pool": "fast", "size": "1Gi"}
-POOL = {"name": "fast", "pool": "default", "storageID": "one", "allowedNamespaces": ["*"]}
-SPEC: dict[str, Any] = {"uri": "qemu+tcp://198.51.100.1/system", "acceleration": "Emulation", "pools": [POOL]}
-MARKED = {"default": frozenset({marker(vms.UUIDS["a"])})}
-
-
-def spec(**fields: Any) -> HypervisorSpec:
-    return HypervisorSpec.model_validate(SPEC | fields)
-
-
-def machine(**fields: Any) -> VirtualMachine:
-    return vms.settled({"disks": [DISK]} | fields)
-
-
-def running(vm: VirtualMachine, **fields: Any) -> Answer:
-    return Present(replace(vms.domain(vm, state="Running", reason="Booted"), **fields))
-
-
-def host(name: str, answer: Answer | None = None, **fields: Any) -> HostView:
-    given: dict[str, Any] = {"spec": spec(), "volumes": MARKED} | fields
-    return replace(vms.host(name, answer or Absent()), **given)
-
-
-def migration(name: str = "move", created: str = "2026-01-01T00:00:00Z", **fields: Any) -> VirtualMachineMigration:
-    status, meta = fields.pop("status", {}), {"finalizers": [FINALIZER], "uid": f"uid-{name}"}
-    metadata = {"name": name, "namespace": "shop", "creationTimestamp": created, **meta, **fields.pop("meta", {})}
-    return VirtualMachineMigration.model_validate(
-        {"metadata": metadata, "spec": {"vmRef": {"name": "web"}} | fields, "status": status}
-    )
-
-
-def fleet(*hosts: HostView, others: tuple[VirtualMachineMigration, ...] = (), most: int = 10, **fields: Any) -> Fleet:
-    uris = {one.host_uuid: peer_uri(one.spec) for one in hosts}
-    reached = {Peers(one, other, uri): "" for one in uris for other, uri in uris.items()}
-    view = vms.view(*hosts, fresh=fields.pop("fresh", True))
-    return Fleet(view, others, most, NOW, **({"reached": reached} | fields))
-
-
-def pair(vm: VirtualMachine, *more: HostView, **fields: Any) -> Fleet:
-    """Return a fleet where the VM runs on a, and b has nothing of it."""
-    return fleet(host("a", running(vm)), host("b"), *more, **fields)
+from tests.unit.planning import (
+    NOW,
+    POOL,
+    SPEC,
+    TO_B,
+    fleet,
+    host,
+    machine,
+    migration,
+    moving,
+    pair,
+    running,
+    spec,
+)
 
 
 def refused(of: VirtualMachineMigration, vm: VirtualMachine | None, known: Fleet) -> tuple[str, str]:
@@ -78,9 +43,6 @@ def refused(of: VirtualMachineMigration, vm: VirtualMachine | None, known: Fleet
     assert reasons.MIGRATION[found.say.reason].ready == "False", found.say
     assert (found.action, found.intent) == (None, None)
     return found.say.reason, found.say.detail
-
-
-TO_B: dict[str, Any] = {"target": {"host": "b"}}
 
 
 def test_a_plan_is_written_down_with_all_that_cannot_be_read_back() -> None:
@@ -333,224 +295,3 @@ def test_where_no_target_is_named_one_is_taken_that_can_be_connected_to() -> Non
     known = fleet(*hosts, reached={peers("a", "b"): words, peers("a", "c"): "no route"})
     reason, detail = refused(migration(), machine(), known)
     assert (reason, words in detail, "no route" in detail) == ("NoTarget", True, True)
-
-
-# Ports
-
-
-def test_each_vm_on_its_way_to_a_host_has_a_port_of_its_own() -> None:
-    ports = spec(migration={"ports": {"first": 50000, "last": 50001}, "maxInbound": 5})
-    hosts = (host("a", running(machine())), host("b", spec=ports))
-    first = plan(migration(), machine(), fleet(*hosts)).intent
-    assert first is not None
-    assert first.port in (50000, 50001)
-    taken = moving("m1", "c", "b", port=first.port)
-    second = plan(migration(), machine(), fleet(*hosts, others=(taken,))).intent
-    assert second is not None
-    assert {first.port, second.port} == {50000, 50001}
-    both = (taken, moving("m2", "c", "b", port=second.port))
-    waits = plan(migration(), machine(), fleet(*hosts, others=both))
-    assert (waits.say.reason, waits.intent) == ("Queued", None)
-    assert waits.say.detail == "all spec.migration.ports of Hypervisor b are taken, behind shop/m1, shop/m2"
-    elsewhere = moving("m1", "b", "a", port=first.port)
-    third = plan(migration(), machine(), fleet(*hosts, others=(elsewhere,))).intent
-    assert third is not None
-    assert third.port == first.port
-
-
-def test_without_ports_the_target_chooses() -> None:
-    intent = plan(migration(), machine(), pair(machine())).intent
-    assert intent is not None
-    assert intent.port is None
-
-
-# Turns
-
-
-def moving(name: str, source: str, target: str, vm: str = "", port: int | None = None) -> VirtualMachineMigration:
-    """Return a migration of some VM that is under way."""
-    intent = {
-        "source": source,
-        "sourceUUID": vms.UUIDS["a"],
-        "target": target,
-        "targetUUID": vms.UUIDS[target] if port else vms.UUIDS["b"],
-        "port": port,
-        "attempt": name,
-        "domainUUID": vms.UID,
-        "time": "2026-01-01T00:00:00Z",
-    }
-    return migration(name, vmRef={"name": vm or f"vm-{name}"}, status={"intent": intent})
-
-
-def waiting(name: str, created: str, source: str, target: str, vm: str = "") -> VirtualMachineMigration:
-    status = {"reason": "Queued", "source": source, "target": target}
-    return migration(name, created, vmRef={"name": vm or f"vm-{name}"}, status=status)
-
-
-EARLY, LATE = "2025-12-31T00:00:00Z", "2026-01-02T00:00:00Z"
-
-
-def queued(*others: VirtualMachineMigration, most: int = 10) -> str:
-    found = plan(migration(**TO_B), machine(), pair(machine(), host("c"), others=others, most=most))
-    assert (found.say.reason == "Queued") == (found.intent is None)
-    if found.intent is None and "same VM" not in found.say.detail:
-        assert (found.source, found.target) == ("a", "b")
-    return found.say.detail if found.intent is None else ""
-
-
-def test_a_host_that_is_full_is_waited_for_and_the_message_says_behind_what() -> None:
-    assert queued(moving("m1", "a", "c")) == ""
-    full = queued(moving("m1", "a", "c"), moving("m2", "a", "d"))
-    assert full == "spec.migration.maxOutbound of Hypervisor a is 2, behind shop/m1, shop/m2"
-    assert "maxInbound of Hypervisor b" in queued(moving("m1", "c", "b"), moving("m2", "d", "b"))
-    assert "the cluster's limit of 1" in queued(moving("m1", "c", "d"), most=1)
-
-
-def test_those_that_wait_longer_go_first_and_hold_up_nobody_elsewhere() -> None:
-    one = moving("m1", "a", "c")
-    assert queued(one, waiting("m2", EARLY, "a", "c")) != ""
-    assert queued(one, waiting("m2", LATE, "a", "c")) == ""
-    # m3 waits for host c, not for the cluster: it must not keep this one from the cluster's last place
-    stuck = (moving("m1", "d", "c"), moving("m2", "e", "c"), waiting("m3", EARLY, "d", "c"))
-    assert queued(*stuck, most=3) == ""
-    assert queued(*stuck, most=2) != ""
-
-
-@pytest.mark.parametrize("wish", ["a", "b", "c"])
-def test_while_one_is_under_way_another_one_of_the_vm_waits_wherever_it_is_to_go(wish: str) -> None:
-    under_way = moving("m1", "a", "b", vm="web")
-    on_both = fleet(host("a", running(machine())), host("b", running(machine())), host("c"), others=(under_way,))
-    found = plan(migration(target={"host": wish}), machine(), on_both)
-    assert found.say.reason == "Queued"
-
-
-def test_one_vm_is_moved_by_one_migration_at_a_time() -> None:
-    assert "moves the same VM" in queued(moving("m1", "c", "d", vm="web"))
-    assert "moves the same VM" in queued(waiting("m1", EARLY, "a", "c", vm="web"))
-    assert queued(waiting("m1", LATE, "a", "c", vm="web")) == ""
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")).filter(lambda m: m[0] != m[1]), max_size=12))
-def test_whatever_waits_no_limit_is_passed_and_somebody_can_always_begin(moves: list[tuple[str, str]]) -> None:
-    """Grant in any pass whoever may begin, as the controller would; all begin, and no host has more than its limit."""
-    view = VMView("cluster", {name: host(name) for name in "abc"}, fresh=True)
-    left = [waiting(f"m{n:02}", f"2025-01-{n + 1:02}T00:00:00Z", *move) for n, move in enumerate(moves)]
-    under_way: list[VirtualMachineMigration] = []
-    while left:
-        known = Fleet(view, (*under_way, *left), 3, NOW)
-        ready = [
-            each
-            for each in left
-            if not behind(each, view.hosts[each.status.source or ""], view.hosts[each.status.target or ""], known)
-        ]
-        if not ready:
-            assert under_way, "nothing is under way and nobody may begin"
-            under_way.pop(0)
-            continue
-        first = ready[-1]
-        left.remove(first)
-        under_way.append(moving(first.metadata.name, first.status.source or "", first.status.target or ""))
-        assert len(under_way) <= 3
-        for name in "abc":
-            ends = [each.status.intent for each in under_way]
-            assert sum(each is not None and each.source == name for each in ends) <= 2
-            assert sum(each is not None and each.target == name for each in ends) <= 2
-
-
-# Migratable
-
-
-def judged(vm: VirtualMachine, traits: Traits | None = None, /, domain: Object | None = None, **b: Any) -> str:
-    """Return status/reason of condition Migratable of a VM on a, with b beside it."""
-    found = running(vm, traits=traits or Traits(), **(domain or {}))
-    assert isinstance(found, Present)
-    hosts = {"a": host("a", found), "b": replace(host("b"), **b)}
-    status, say = condition(vm, found.domain, hosts["a"], hosts)
-    assert say.reason in reasons.MIGRATABLE
-    return f"{status}/{say.reason}"
-
-
-FACTS = host("b").facts
-assert FACTS is not None
-KERNEL = {"type": "Kernel", "kernel": {"pool": "fast", "kernel": "vmlinuz"}}
-IMAGE = {**DISK, "source": {"type": "Image", "image": {"pool": "images", "volume": "debian", "format": "qcow2"}}}
-IMAGES = {"name": "images", "pool": "images", "allowedNamespaces": ["*"]}
-
-
-@pytest.mark.parametrize(
-    ("traits", "reason"),
-    [
-        (Traits(host_devices=("0000:01:00.0",)), "HostDevice"),
-        (Traits(tpm=True), "TPM"),
-        (Traits(nvram="/var/lib/libvirt/qemu/nvram/web.fd"), "NVRAM"),
-        (Traits(caches=(("ua-disk-root", "writeback"),)), "DiskCache"),
-        (Traits(block_jobs=("ua-disk-root",)), "BlockJob"),
-        (Traits(cdroms=("/seed/web.iso",)), "SeedISO"),
-    ],
-)
-def test_what_of_the_domain_is_in_the_way(traits: Traits, reason: str) -> None:
-    assert judged(machine()) == "True/Migratable"
-    assert judged(machine(), traits) == f"False/{reason}"
-
-
-@pytest.mark.parametrize(
-    ("b", "reason"),
-    [
-        ({"spec": spec(pools=[])}, "NoPool"),
-        ({"spec": spec(pools=[POOL | {"allowedNamespaces": ["bank"]}])}, "NoPool"),
-        ({"spec": spec(pools=[POOL | {"storageID": None}])}, "LocalDisk"),
-        ({"facts": replace(FACTS, pools=(Pool("default", "Active", "/other"),))}, "LocalDisk"),
-        ({"spec": spec(acceleration="KVM")}, "Acceleration"),
-        ({"facts": replace(FACTS, emulated_cpu_models=("Nehalem",))}, "CPUModel"),
-        ({"facts": replace(FACTS, qemu_version="6.2.0")}, "OlderQEMU"),
-        ({"facts": replace(FACTS, disk_owner=(64055, 64055))}, "DiskOwner"),
-        ({"volumes": {"default": frozenset[str]()}}, "StorageNotProved"),
-        ({"facts": None}, "HostsUnknown"),
-        ({"host_uuid": vms.UUIDS["a"]}, "NoOtherHost"),
-    ],
-)
-def test_what_of_the_other_host_is_in_the_way(b: dict[str, Any], reason: str) -> None:
-    assert judged(machine(), **b) == ("Unknown/" if reason == "HostsUnknown" else "False/") + reason
-
-
-def test_what_of_the_vm_is_in_the_way() -> None:
-    assert judged(machine(placement={"host": "a"})) == "False/PlacementForbids"
-    assert judged(machine(), domain={"state": "Paused", "reason": "User"}) == "False/NotRunning"
-    assert judged(machine(), domain={"persistent": False}) == "False/Transient"
-    assert judged(machine(), domain={"managed_save": True}) == "False/ManagedSave"
-    assert judged(machine(), domain={"snapshots": True}) == "False/Snapshots"
-    few = tuple(Checkpoint(f"c{number}", "<c/>") for number in range(256))
-    assert judged(machine(), domain={"checkpoints": few}) == "True/Migratable"
-    for many in ((*few, Checkpoint("one", "<c/>")), (Checkpoint("one", "c" * 4097),), (Checkpoint("c" * 254, ""),)):
-        assert judged(machine(), domain={"checkpoints": many}) == "False/Checkpoints"
-    without = vms.domain(vms.settled()).inactive
-    assert judged(machine(), domain={"inactive": without}) == "False/PendingDetach"
-    local: dict[str, Any] = {"spec": spec(pools=[POOL | {"storageID": None}])}
-    assert judged(vms.settled({"boot": KERNEL}), **local) == "False/KernelNotShared"
-    assert judged(vms.settled({"disks": [IMAGE]}), spec=spec(pools=[POOL, IMAGES])) == "False/ImageNotShared"
-    lan = {"interfaces": [{"name": "lan", "network": "lan"}]}
-    assert judged(vms.settled(lan)) == "False/NoNetwork"
-    old = vms.settled({"disks": [DISK]}, {"machineType": "pc-q35-9.2"})
-    assert judged(old) == "False/MachineType"
-
-
-def test_two_mtus_are_in_the_way_only_when_both_are_known() -> None:
-    network = {"name": "lan", "type": "Bridge", "bridge": {"name": "br0"}, "allowedNamespaces": ["*"]}
-    vm = vms.settled({"interfaces": [{"name": "lan", "network": "lan"}]})
-    lan, found = spec(networks=[network]), running(vm)
-    assert isinstance(found, Present)
-    assert FACTS is not None
-
-    def between(here: int, there: int | None) -> str:
-        facts = [
-            replace(FACTS, mtus=(("Network", "br0", 576), ("Bridge", "br0", mtu)) if mtu else ())
-            for mtu in (here, there)
-        ]
-        hosts = {n: replace(host(n), spec=lan, facts=each) for n, each in zip("ab", facts, strict=True)}
-        return condition(vm, found.domain, hosts["a"], hosts)[1].reason
-
-    assert [between(9000, 1500), between(9000, 9000), between(9000, None)] == [
-        "DifferentMTU",
-        "Migratable",
-        "Migratable",
-    ]

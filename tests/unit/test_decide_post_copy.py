@@ -7,8 +7,25 @@ from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.decide.migration import CallEnded
 from homeostat.decide.view import Say
-from tests.unit.migrations import ARRIVED, DARK, GONE, OFF, REQUEST, RUNS, UID, migration, seen, view
-from tests.unit.test_decide_migration import BEGUN, BROKEN, LONG, SHORT, STRANDED, decided, shown
+from tests.unit.migrations import (
+    ARRIVED,
+    BEGUN,
+    BROKEN,
+    DARK,
+    GONE,
+    LONG,
+    OFF,
+    REQUEST,
+    RUNS,
+    SHORT,
+    STRANDED,
+    UID,
+    decided,
+    migration,
+    seen,
+    shown,
+    view,
+)
 
 
 def test_a_broken_post_copy_keeps_both_halves_and_goes_on() -> None:

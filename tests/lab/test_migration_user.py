@@ -255,7 +255,7 @@ def test_a_target_that_the_source_cannot_connect_to_ends_it_before_anything_is_b
         move(rig, f"go-{number}", "web", target=H2)
         status = finished(rig, f"go-{number}", "PeerUnreachable")
         assert "intent" not in status
-        assert f"H1 to {uri}: {words}" in sentences(rig, f"go-{number}")
+        assert f"From h1 to {uri}: {words}" in sentences(rig, f"go-{number}")
         only_on(rig, "web", h1)
         assert (h1.qemu_pid(uuid), rig.processes(uuid), running(rig, uuid, h1)) == (pid, 1, True)
     move(rig, "anywhere", "web")

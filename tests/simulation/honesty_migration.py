@@ -157,8 +157,11 @@ async def moves_that_are_not_begun(rig: Rig) -> Seen:
         {"peer": "qemu+tcp://nobody.invalid/system"},
     ]
     seen = [await code(rig.host.migrate(move.number, replace(move.request, **each))) for each in wrong]
+    peers = (rig.two.uri, rig.one.uri, "qemu+tcp://nobody.invalid/system")
+    seen += [await code(rig.host.reach(move.number, peer)) for peer in peers]
     await move.begin()
     seen.append(await code(rig.host.migrate(move.number, move.request)))
+    seen.append(await code(rig.host.reach(move.number, rig.two.uri)))
     await rig.host.abort_job(move.number)
     return [*seen, await move.outcome(), await move.seen()]
 

@@ -280,7 +280,7 @@ def test_before_the_first_migration_between_two_hosts_their_connection_is_tried(
 
 def test_a_target_that_the_source_cannot_connect_to_is_told_in_libvirts_words() -> None:
     known = pair(machine(), reached={peers("a", "b"): "Connection refused"})
-    assert refused(migration(**TO_B), machine(), known) == ("PeerUnreachable", f"a to {URI}: Connection refused")
+    assert refused(migration(**TO_B), machine(), known) == ("PeerUnreachable", f"from a to {URI}: Connection refused")
 
 
 def test_where_no_target_is_named_one_is_taken_that_can_be_connected_to() -> None:

@@ -205,7 +205,7 @@ def _obstacle(found: Found, host: HostView) -> Plan | None:
     if host.closed is not None:
         return _end("TargetClosed", f"Hypervisor {host.name}: {host.closed[0]}: {host.closed[1]}")
     if words := found.fleet.reached.get(_peers(found, host)):
-        return _end("PeerUnreachable", f"{found.source.name} to {_peers(found, host).uri}: {words}")
+        return _end("PeerUnreachable", f"from {found.source.name} to {_peers(found, host).uri}: {words}")
     for say in blockers(found.move(host)):
         return _end("NotMigratable", f"{say.reason}: {say.detail or f'Hypervisor {host.name}'}")
     room = obstacle(_anywhere(found), host)

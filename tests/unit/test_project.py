@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules of the house that a machine can check, and the plugin that keeps the rings honest."""
 
+import ast
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +12,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LOCKS = ("requirements.lock", "requirements-build.lock")
 
 
 def test_operator_never_shadows_the_standard_library() -> None:
     assert not (ROOT / "operator" / "__init__.py").exists()
     subprocess.run([sys.executable, "-c", "import collections, operator; operator.itemgetter"], cwd=ROOT, check=True)
+
+
+def test_no_file_has_more_than_500_lines() -> None:
+    files = [path for folder in ("operator", "tests") for path in (ROOT / folder).rglob("*.py")]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert {name: count for name, count in lines.items() if count > 500} == {}
+
+
+def test_the_median_function_of_the_operator_has_fewer_than_ten_lines() -> None:
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "operator").rglob("*.py")]
+    functions = [each for tree in trees for each in ast.walk(tree) if isinstance(each, FUNCTIONS)]
+    assert statistics.median((each.end_lineno or each.lineno) - each.lineno + 1 for each in functions) < 10
 
 
 @pytest.mark.parametrize("lock", LOCKS)

@@ -43,7 +43,7 @@ class Bed:
     def __init__(self, seconds: float = 60.0) -> None:
         self.news: asyncio.Queue[Key] = asyncio.Queue()
         self.present = ["one", "other"]
-        self.book = PeerBook(seconds, self.news.put_nowait, lambda: self.present)
+        self.book = PeerBook(self.news.put_nowait, lambda: self.present, seconds)
 
     async def ask(self, call: Callable[[], Coroutine[Any, Any, None]]) -> Key:
         """Whom the outcome was told."""

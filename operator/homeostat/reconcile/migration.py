@@ -68,9 +68,7 @@ class MigrationReconciler:
         self._client, self._fleet, self._recorder, self._settings = client, fleet, recorder, settings
         self._now, self._cluster = now, cluster
         self._calls, self._planning = Calls(wake), asyncio.Lock()
-        self._peers = PeerBook(
-            settings.call_deadline_seconds, wake, lambda: (each.metadata.uid for each in fleet.migrations.values())
-        )
+        self._peers = PeerBook(wake, lambda: (each.metadata.uid for each in fleet.migrations.values()))
         self._hosts = BothHosts(fleet, settings, now, self._calls)
         self._memory: defaultdict[Key, Memory] = defaultdict(Memory)
 

@@ -14,6 +14,8 @@ from homeostat.hosts.migration import PeerUnreachable
 from homeostat.runtime.controller import Key
 
 log = logging.getLogger(__name__)
+DEADLINE_SECONDS = 150.0
+"""Until an attempt is given up: TCP does so after 127 s. Before libvirt has answered, the domain cannot be migrated."""
 
 
 class PeerBook:
@@ -22,7 +24,9 @@ class PeerBook:
     A migration made later has it tried again. `on_news` is called with the key of the migration that asked.
     """
 
-    def __init__(self, seconds: float, on_news: Callable[[Key], None], present: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self, on_news: Callable[[Key], None], present: Callable[[], Iterable[str]], seconds: float = DEADLINE_SECONDS
+    ) -> None:
         self._seconds, self._on_news, self._present = seconds, on_news, present
         self._reached: set[Peers] = set()
         self._failed: dict[Peers, tuple[str, frozenset[str]]] = {}  # libvirt's words, and the migrations they are for

@@ -219,6 +219,8 @@ def test_the_old_copy_is_never_started_again(rig: Rig) -> None:
     since = rig.kubectl("get", "hv", "h2", "-o", "jsonpath={.status.since}")
     rig.patch("hv", "h2", {"spec": {"outOfService": {"since": since, "evidence": "PoweredOff"}}})
     assert "OutOfService" in rig.says("web", "NoHost")
+    rig.patch("vm", "web", {"spec": {"placement": H1}})
+    rig.says("web", "DiskElsewhere")
     forgotten = json.dumps({"status": {"disks": None}})
     rig.kubectl("patch", "vm", "web", "--subresource=status", "--type=merge", "-p", forgotten)
     message = rig.says("web", "DiskStale")

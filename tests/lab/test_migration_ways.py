@@ -195,6 +195,28 @@ def test_a_target_without_the_disks_storage_is_not_tried(rig: Rig) -> None:
     assert (h1.qemu_pid(uuid), rig.processes(uuid)) == (pid, 1)
 
 
+def test_a_qemu_that_hangs_in_mid_copy_is_waited_for_and_what_its_host_says_is_told(rig: Rig) -> None:
+    """Row 28."""
+    uuid = placed(rig, "web")
+    h1, h2 = rig.lab.hosts[:2]
+    pid = h1.qemu_pid(uuid)
+    move(rig, "go", "web", target=H2, policy=SLOW)
+    copying(rig, "go")
+    h1.freeze_qemu(uuid)
+    rig.until(lambda: rig.reason("vmmig", "go") == "OtherJob", "the job not to be told")
+    status = rig.status("vmmig", "go")
+    said = rig.condition("vmmig", "go", "Succeeded")["message"]
+    assert status["decision"]["row"] == "28"
+    assert f"so since {status['since']}" in said
+    assert "h1 said: " in said
+    rig.stays(lambda: h1.qemu_pid(uuid) == pid, "nothing is ended", 4)
+    h1.thaw_qemu(uuid)
+    rig.until(lambda: rig.reason("vmmig", "go") == "Copying", "it to be copied again")
+    switch(rig, uuid)
+    finished(rig, "go", "Migrated")
+    only_on(rig, "web", h2)
+
+
 # Networks
 
 

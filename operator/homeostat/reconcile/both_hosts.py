@@ -170,7 +170,11 @@ class BothHosts:
 
 def _untold(memory: Memory, *sides: tuple[str, Side, Job | Unknown | None]) -> str:
     """What the first of these hosts says that has the domain and does not tell its job, in its first words."""
-    words = [f"asked for the job, {name} said: {job.message}" for name, side, job in sides if isinstance(job, Unknown) and _there(side)]
+    words = [
+        f"asked for the job, {name} said: {job.message}"
+        for name, side, job in sides
+        if isinstance(job, Unknown) and _there(side)
+    ]
     return (memory.untold or words[0]) if words else ""
 
 

@@ -67,7 +67,7 @@ def finished(rig: Rig, name: str, *reasons: str, seconds: float = 60) -> Object:
     status = rig.status("vmmig", name)
     assert status["reason"] in reasons, status
     assert rig.condition("vmmig", name, "Succeeded")["status"] == (
-        "True" if status["reason"] == "Migrated" else "False"
+        "True" if status["reason"] in ("Migrated", "MigratedThenOff") else "False"
     )
     return status
 

@@ -86,7 +86,10 @@ async def test_nothing_comes_to_the_target_before_the_vm_names_the_migration_and
 
 @pytest.mark.parametrize(
     ("fault", "meanwhile"),
-    [(fault, "") for fault in ("drop-request", "kill-before", "kill-after", "drop-reply", "late=40")]
+    [
+        (fault, "")
+        for fault in ("drop-request", "kill-before", "kill-after", "drop-reply", "raise-after-success", "late=40")
+    ]
     + [("", "kill the operator"), ("", "restart the source's daemon"), ("late=40", "restart the source's daemon")],
 )
 @in_world()

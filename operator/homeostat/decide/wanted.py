@@ -281,23 +281,19 @@ def unsuited(vm: VirtualMachine, host: HostView) -> Say | None:
     A pool or network it does not have or that this namespace may not use.
     """
     namespace = vm.metadata.namespace
-    for where, name in pool_names(vm):
-        pool = find_pool(host.spec, name)
-        if pool is None:
-            return Say("UnknownPool", f"{where} is {name!r}, which Hypervisor {host.name} does not offer")
-        if not allowed(pool, namespace):
-            return Say(
-                "NotAllowed",
-                f"{where} is {name!r}, which Hypervisor {host.name} does not open to namespace {namespace!r}",
-            )
-    for nic in vm.spec.interfaces:
-        network = find_network(host.spec, nic.network)
-        where = f"spec.interfaces[{nic.name}].network"
-        if network is None:
-            return Say("UnknownNetwork", f"{where} is {nic.network!r}, which Hypervisor {host.name} does not offer")
-        if not allowed(network, namespace):
-            return Say(
-                "NotAllowed",
-                f"{where} is {nic.network!r}, which Hypervisor {host.name} does not open to namespace {namespace!r}",
-            )
+    for missing, where, name, entry in _entries(vm, host):
+        if entry is None:
+            return Say(missing, f"{where} is {name!r}, which Hypervisor {host.name} does not offer")
+        if not allowed(entry, namespace):
+            detail = f"{where} is {name!r}, which Hypervisor {host.name} does not open to namespace {namespace!r}"
+            return Say("NotAllowed", detail)
     return None
+
+
+def _entries(vm: VirtualMachine, host: HostView) -> Iterator[tuple[str, str, str, HostPool | HostNetwork | None]]:
+    """(reason when it is missing, field, name, what the host has of that name) of each pool and network."""
+    for where, name in pool_names(vm):
+        yield "UnknownPool", where, name, find_pool(host.spec, name)
+    for nic in vm.spec.interfaces:
+        where = f"spec.interfaces[{nic.name}].network"
+        yield "UnknownNetwork", where, nic.network, find_network(host.spec, nic.network)

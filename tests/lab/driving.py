@@ -8,8 +8,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from homeostat.api.observed import Credentials, DiskConfig, DomainConfig, HostFa
 from homeostat.hosts.driver import Connection, Event, HostError
 from homeostat.hosts.libvirt_driver import DriverSettings, LibvirtDriver
 from homeostat.hosts.perform import perform
-from tests.lab import Host, Lab
+from tests.lab import Host
 
 IMAGES, BASE = "/var/lib/libvirt/images", "/var/lib/libvirt/base"
 QUICK = DriverSettings(keepalive_interval=1, keepalive_count=2, deadline=3, long_deadline=4, agent_deadline=3)
@@ -52,18 +52,6 @@ async def failure(attempt: Coroutine[Any, Any, Any]) -> HostError:
     except HostError as error:
         return error
     raise AssertionError("it did not fail")
-
-
-@contextmanager
-def healed(name: str) -> Iterator[Lab]:
-    """A lab of two hosts, without the faults that a run left behind that was killed."""
-    lab = Lab.up(name, hosts=2)
-    try:
-        for host in lab.hosts:
-            host.heal()
-        yield lab
-    finally:
-        lab.down()
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,16 +26,10 @@ from homeostat.hosts.driver import (
     HostError,
 )
 from tests.lab import Host, Lab
-from tests.lab.driving import BASE, IMAGES, Driven, Guest, defined, driving, eventually, failure, guest, healed, run
+from tests.lab.driving import BASE, IMAGES, Driven, Guest, defined, driving, eventually, failure, guest, run
 from tests.lab.relay import Relay
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with healed("driver") as lab:
-        yield lab
 
 
 @pytest.fixture(params=[0, 1], ids=["plain", "stock"])

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,6 @@ from tests.lab.driving import (
     eventually,
     failure,
     guest,
-    healed,
     libvirt_threads,
     run,
     settled,
@@ -36,19 +34,6 @@ from tests.lab.driving import (
 from tests.lab.relay import Relay
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with healed("connecting") as lab:
-        yield lab
-
-
-@pytest.fixture
-def host(lab: Lab) -> Iterator[Host]:
-    host = lab.hosts[0]
-    yield host
-    host.heal()
 
 
 async def attempt(uri: str, secret: Credentials | None = None) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,7 @@ from homeostat.hosts import links
 from homeostat.hosts.domain_xml import render
 from homeostat.hosts.driver import HostUnreachable
 from homeostat.hosts.reasons import explain
-from tests.lab import Host, Lab
+from tests.lab import Host
 from tests.lab.driving import (
     QUICK,
     defined,
@@ -23,7 +22,6 @@ from tests.lab.driving import (
     eventually,
     failure,
     guest,
-    healed,
     hung,
     run,
     settled,
@@ -31,19 +29,6 @@ from tests.lab.driving import (
 from tests.lab.relay import Relay
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with healed("driverfaults") as lab:
-        yield lab
-
-
-@pytest.fixture
-def host(lab: Lab) -> Iterator[Host]:
-    host = lab.hosts[0]
-    yield host
-    host.heal()
 
 
 # Connections that are lost

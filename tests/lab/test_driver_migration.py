@@ -7,8 +7,6 @@ The states asserted here are what decisions about migrations rest on.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -27,17 +25,9 @@ from tests.lab.driving import IMAGES
 from tests.lab.moving import ARRIVED, COMING, COPIES, RUNS, STALE, Move, drilled, moving
 
 pytestmark = pytest.mark.lab
+HOSTS = 3
 
 STOCK = 2
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    lab = Lab.up(f"move-{os.getpid()}", hosts=3)
-    try:
-        yield lab
-    finally:
-        lab.down()
 
 
 # Without a fault

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,15 +24,7 @@ from tests.lab.moving import ARRIVED, COMING, COPIES, LEAVING, RUNS, STALE, Move
 from tests.lab.processes import run
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    lab = Lab.up(f"moveend-{os.getpid()}", hosts=3)
-    try:
-        yield lab
-    finally:
-        lab.down()
+HOSTS = 3
 
 
 # Daemons that die

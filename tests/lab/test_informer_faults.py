@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from homeostat.api.observed import Absent, Present, Unknown
 from homeostat.hosts.informer import HostInformer
 from homeostat.hosts.libvirt_driver import LibvirtDriver
 from homeostat.reconcile.settings import Settings
-from tests.lab import Host, Lab
+from tests.lab import Host
 from tests.lab.driving import (
     QUICK,
     defined,
@@ -25,7 +25,6 @@ from tests.lab.driving import (
     eventually,
     failure,
     guest,
-    healed,
     hung,
     make,
     remove,
@@ -33,19 +32,6 @@ from tests.lab.driving import (
 )
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with healed("informed") as lab:
-        yield lab
-
-
-@pytest.fixture
-def host(lab: Lab) -> Iterator[Host]:
-    host = lab.hosts[0]
-    yield host
-    host.heal()
 
 
 @asynccontextmanager

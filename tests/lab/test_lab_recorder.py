@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,16 +14,6 @@ from tests.lab.bare import boot, define, eventually, state
 from tests.lab.processes import end
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    Lab("selftest-rec").down()
-    lab = Lab.up("selftest-rec", hosts=2)
-    try:
-        yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture(params=[0, 1], ids=["plain", "stock"])

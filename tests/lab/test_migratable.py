@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,19 +17,11 @@ from tests.lab import Lab
 from tests.lab.moving import RUNS, Move, drilled
 
 pytestmark = pytest.mark.lab
+HOSTS = 3
 
 STOCK = 2
 """The host whose QEMU does not run as root."""
 SNAPSHOT = "<domainsnapshot><name>before</name></domainsnapshot>"
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    lab = Lab.up(f"able-{os.getpid()}", hosts=3)
-    try:
-        yield lab
-    finally:
-        lab.down()
 
 
 def test_a_domain_with_snapshots_shows_them_and_is_refused_by_libvirt(lab: Lab) -> None:

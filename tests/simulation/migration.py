@@ -9,6 +9,8 @@ the hosts show then was taken from libvirt 9.0.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
@@ -87,7 +89,7 @@ class Migration:
 
     async def run(self) -> None:
         """All of it. HostError as libvirt raises it; the hosts are left as it leaves them."""
-        try:
+        with self._ending():
             await self._connect()
             self._check_safe()
             await self._prepare()
@@ -95,14 +97,6 @@ class Migration:
             await self._finish()
             await self._fetch()
             self._confirm()
-        except asyncio.CancelledError:  # the source's daemon is gone
-            self._lose_source()
-            raise
-        except HostError:
-            self._roll_back()
-            raise
-        finally:
-            self._release()
 
     async def resume(self) -> None:
         """Go on after post-copy failed."""
@@ -111,10 +105,16 @@ class Migration:
             raise invalid("the target has no such domain")
         self._ends_of_daemon = self._target.ends_of_daemon
         self._show("Postcopy")
-        try:
+        with self._ending():
             await self._fetch()
             self._confirm()
-        except asyncio.CancelledError:
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Leaves the hosts as libvirt does when what is done inside of this fails."""
+        try:
+            yield
+        except asyncio.CancelledError:  # the source's daemon is gone
             self._lose_source()
             raise
         except HostError:

@@ -52,11 +52,13 @@ class Claim:
 
 @dataclass(slots=True)
 class Fleet:
-    """All VMs and Hypervisors, as last heard of."""
+    """All VMs, migrations and Hypervisors, as last heard of."""
 
     now: Callable[[], datetime]
     room_changed: Callable[[frozenset[str]], None]
     """Called with the names of Hypervisors that a VM came to or left, however that became known."""
+    cluster: str = ""
+    """What names the cluster in the metadata of its domains; known before anything else is."""
     hypervisors: dict[str, Hypervisor] = field(default_factory=dict)
     informers: dict[str, HostInformer] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # Hypervisor -> what its credentials lack

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from homeostat.api import reasons
-from homeostat.api.hypervisor import Hypervisor, HypervisorStatus
+from homeostat.api.hypervisor import Hypervisor, HypervisorSpec, HypervisorStatus
 from homeostat.api.meta import FINALIZER, condition
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import Credentials
@@ -45,12 +45,11 @@ class HypervisorReconciler:
         recorder: Recorder,
         settings: Settings,
         now: Callable[[], datetime],
-        cluster: str,
         driver: Driver,
         on_change: Callable[[str, set[str] | None], None],
     ) -> None:
         self._client, self._fleet, self._recorder, self._settings = client, fleet, recorder, settings
-        self._now, self._cluster, self._driver, self._on_change = now, cluster, driver, on_change
+        self._now, self._driver, self._on_change = now, driver, on_change
         self._written: dict[str, float] = {}  # when a status was last written
 
     async def reconcile(self, key: Key) -> Result:
@@ -70,7 +69,7 @@ class HypervisorReconciler:
             return await self._release(key, seen)
         if FINALIZER not in hypervisor.metadata.finalizers and not hypervisor.metadata.deleting:
             seen = await self._hold(seen)
-        status = verdicts.status(hypervisor, answer, said, claims, self._cluster, self._now())
+        status = verdicts.status(hypervisor, answer, said, claims, self._fleet.cluster, self._now())
         todo = self._evacuation(hypervisor)
         after = await self._report(hypervisor, seen, status.model_copy(update={"evacuation": todo.status}))
         await self._evacuate(todo)
@@ -98,17 +97,11 @@ class HypervisorReconciler:
     async def _configure(self, hypervisor: Hypervisor) -> None:
         """Bring the informer to the spec's URI, credentials and identity; note what is missing of the credentials."""
         name, spec = hypervisor.metadata.name, hypervisor.spec
-        credentials: Credentials | None = None
-        if spec.credentials is not None:
-            secret = spec.credentials.secret_ref.name
-            with retried(f"Secret {secret} could not be read"):
-                credentials = await self._client.credentials(secret)
-            absent = [each for each in CREDENTIAL_KEYS if not credentials or not credentials.files.get(each)]
-            if absent:
-                fault = f"lacks {', '.join(absent)}" if credentials else "does not exist"
-                self._fleet.missing[name] = f"Secret {self._client.namespace}/{secret} {fault}"
-                await self._leave(name, spec.uri)
-                return
+        credentials = await self._credentials(spec)
+        if fault := self._fault(spec, credentials):
+            self._fleet.missing[name] = fault
+            await self._leave(name, spec.uri)
+            return
         self._fleet.missing.pop(name, None)
         informer = self._fleet.informers.get(name)
         if informer is None:
@@ -116,6 +109,21 @@ class HypervisorReconciler:
             informer = HostInformer(name, self._driver, self._now, self._settings, self._on_change, silent)
             self._fleet.informers[name] = informer
         informer.configure(spec.uri, credentials, spec.host_uuid or hypervisor.status.host_uuid)
+
+    async def _credentials(self, spec: HypervisorSpec) -> Credentials | None:
+        if spec.credentials is None:
+            return None
+        secret = spec.credentials.secret_ref.name
+        with retried(f"Secret {secret} could not be read"):
+            return await self._client.credentials(secret)
+
+    def _fault(self, spec: HypervisorSpec, credentials: Credentials | None) -> str:
+        """What is wrong with the Secret that the spec names; "" when nothing is."""
+        absent = [each for each in CREDENTIAL_KEYS if not credentials or not credentials.files.get(each)]
+        if spec.credentials is None or not absent:
+            return ""
+        fault = f"lacks {', '.join(absent)}" if credentials else "does not exist"
+        return f"Secret {self._client.namespace}/{spec.credentials.secret_ref.name} {fault}"
 
     async def _leave(self, name: str, uri: str) -> None:
         """Give up a connection that leads anywhere but to `uri`: it is not where the host is said to be any more."""
@@ -176,11 +184,7 @@ class HypervisorReconciler:
             return resync  # this process only began: what the last one saw stands until the host was asked
         now = asyncio.get_running_loop().time()
         left = self._written.get(name, -1e9) + self._settings.hypervisor_write_seconds - now
-        transition = (status.reason, status.host_uuid, status.observed_generation) != (
-            old.reason,
-            old.host_uuid,
-            old.observed_generation,
-        )
+        transition = _facts(status) != _facts(old)
         if left > 0 and not transition:
             return left
         with retried("the status could not be written"):
@@ -201,6 +205,11 @@ class HypervisorReconciler:
         text = next((c.message for c in status.conditions if c.type == "Ready"), "")
         log.info("is %s: %s", row.state, text)
         await self._recorder.record("Hypervisor", seen, status.reason or "", text, warning=row.ready == "False")
+
+
+def _facts(status: HypervisorStatus) -> tuple[object, ...]:
+    """What is written at once when it changes."""
+    return status.reason, status.host_uuid, status.observed_generation
 
 
 def _migratable(vm: VirtualMachine) -> tuple[str, Say]:

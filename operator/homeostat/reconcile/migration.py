@@ -62,11 +62,10 @@ class MigrationReconciler:
         recorder: Recorder,
         settings: Settings,
         now: Callable[[], datetime],
-        cluster: str,
         wake: Callable[[Key], None],
     ) -> None:
         self._client, self._fleet, self._recorder, self._settings = client, fleet, recorder, settings
-        self._now, self._cluster = now, cluster
+        self._now = now
         self._calls, self._planning = Calls(wake), asyncio.Lock()
         self._peers = PeerBook(wake, lambda: (each.metadata.uid for each in fleet.migrations.values()))
         self._hosts = BothHosts(fleet, settings, now, self._calls)
@@ -133,8 +132,8 @@ class MigrationReconciler:
     async def _surveyed(self, migration: VirtualMachineMigration, vm: VirtualMachine | None) -> VMView:
         """What the caches say, and what the hosts that a plan asks for say now."""
         if vm is None:
-            return VMView(self._cluster, {})
-        view = observe.from_caches(self._fleet, (vm.metadata.namespace, vm.metadata.name), vm, self._cluster)
+            return VMView(self._fleet.cluster, {})
+        view = observe.from_caches(self._fleet, (vm.metadata.namespace, vm.metadata.name), vm)
         for _ in range(MAX_LOOKS):
             plan = decide_plan(migration, vm, self._known(migration, view))
             if plan.look is None:

@@ -21,11 +21,11 @@ from homeostat.reconcile.fleet import Fleet
 from homeostat.runtime.controller import Key
 
 
-def from_caches(fleet: Fleet, key: Key, vm: VirtualMachine, cluster: str) -> VMView:
+def from_caches(fleet: Fleet, key: Key, vm: VirtualMachine) -> VMView:
     """What every host's informer says of this VM's domain."""
     uuid = wanted.domain_uuid(vm)
     hosts = {name: _host_view(fleet, key, hypervisor, uuid) for name, hypervisor in fleet.hypervisors.items()}
-    return VMView(cluster, hosts)
+    return VMView(fleet.cluster, hosts)
 
 
 def _host_view(fleet: Fleet, key: Key, hypervisor: Hypervisor, uuid: str) -> HostView:

@@ -47,39 +47,36 @@ class Operator:
         settings: Settings | None = None,
         namespace: str = "homeostat-system",
     ) -> None:
-        self._driver, self._source, self._now = driver, source, now
-        self.settings = settings or Settings()
+        self._source = source
+        self.settings = settings = settings or Settings()
         self.client = Client(transport, namespace)
         self.fleet = Fleet(now, self._room_changed)
-        self._recorder = Recorder(transport, now)
-        self.hypervisors: Controller | None = None
-        self.vms: Controller | None = None
-        self.migrations: Controller | None = None
-
-    async def run(self) -> None:
-        """Work until cancelled; raises when the API server does not answer at first."""
-        cluster = await self.client.cluster_id()
-        hypervisor = HypervisorReconciler(
-            self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._driver, self._host_changed
-        )
-        vm = VMReconciler(self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._wake_vm)
-        migration = MigrationReconciler(
-            self.client, self.fleet, self._recorder, self.settings, self._now, cluster, self._wake_migration
-        )
-        resync = self.settings.resync_seconds
+        shared = (self.client, self.fleet, Recorder(transport, now), settings, now)
         self.hypervisors = Controller(
-            "hypervisor", hypervisor.reconcile, keys=self._hypervisor_keys, workers=4, resync_seconds=resync
+            "hypervisor",
+            HypervisorReconciler(*shared, driver, self._host_changed).reconcile,
+            keys=self._hypervisor_keys,
+            workers=4,
+            resync_seconds=settings.resync_seconds,
         )
         self.vms = Controller(
-            "virtualmachine", vm.reconcile, keys=self._vm_keys, workers=self.settings.vm_workers, resync_seconds=resync
+            "virtualmachine",
+            VMReconciler(*shared, self._wake_vm).reconcile,
+            keys=self._vm_keys,
+            workers=settings.vm_workers,
+            resync_seconds=settings.resync_seconds,
         )
         self.migrations = Controller(
             "virtualmachinemigration",
-            migration.reconcile,
+            MigrationReconciler(*shared, self._wake_migration).reconcile,
             keys=self._migration_keys,
-            workers=self.settings.migration_workers,
-            resync_seconds=resync,
+            workers=settings.migration_workers,
+            resync_seconds=settings.resync_seconds,
         )
+
+    async def run(self) -> None:
+        """Work until cancelled; raises when the API server does not answer at first."""
+        self.fleet.cluster = await self.client.cluster_id()
         plurals = (Hypervisor.plural, VirtualMachine.plural, VirtualMachineMigration.plural)
         try:
             async with asyncio.TaskGroup() as group:
@@ -94,21 +91,16 @@ class Operator:
 
     @property
     def synced(self) -> bool:
-        """Whether both kinds were listed since the start."""
-        controllers = (self.hypervisors, self.vms, self.migrations)
-        return all(each is not None and each.synced.is_set() for each in controllers)
+        """Whether all kinds were listed since the start."""
+        return all(each.synced.is_set() for each in (self.hypervisors, self.vms, self.migrations))
 
     async def _migrations_after_hypervisors(self) -> None:
-        assert self.hypervisors is not None
-        assert self.migrations is not None
         await self.hypervisors.synced.wait()
         await self.migrations.run()
 
     async def _vms_after_the_others(self) -> None:
         # A VM decided on before any Hypervisor is known would be told that there is no host, and one decided on before
         # its migration is known could be taken for one that runs twice.
-        assert self.migrations is not None
-        assert self.vms is not None
         await self.migrations.synced.wait()
         await self.vms.run()
 
@@ -136,26 +128,26 @@ class Operator:
 
     def _seen(self, plural: str, kind: str, item: dict[str, Any]) -> None:
         """An event: note the object, and look at what it may matter to."""
-        meta = item["metadata"]
-        key, there = (meta.get("namespace", ""), meta["name"]), kind != "DELETED"
-        if self.hypervisors is None or self.vms is None or self.migrations is None:
-            return
+        key, there = (item["metadata"].get("namespace", ""), item["metadata"]["name"]), kind != "DELETED"
         if plural == Hypervisor.plural:
             self.hypervisors.queue.add(key)
         elif plural == VirtualMachine.plural:
             self.fleet.note_vm(key, _parsed(VirtualMachine, item) if there else None)
             self._wake_vm(key)
         else:
-            migration, known = _parsed(VirtualMachineMigration, item), self.fleet.migrations.get(key)
-            self.fleet.note_migration(key, migration if there else None)
-            if known is None or not there or known.metadata.resource_version != meta["resourceVersion"]:
-                self.migrations.queue.add(key)  # else it is a change that its own reconcile has made, or read
-            if migration is not None and (ended(migration) or not there):
-                self._give_turn(migration)
-            self.vms.queue.add((key[0], item["spec"]["vmRef"]["name"]))
-            for name, hypervisor in self.fleet.hypervisors.items():
-                if hypervisor.spec.maintenance == "Evacuate":
-                    self.hypervisors.queue.add(("", name))
+            self._seen_migration(key, item, there=there)
+
+    def _seen_migration(self, key: Key, item: dict[str, Any], *, there: bool) -> None:
+        migration, known = _parsed(VirtualMachineMigration, item), self.fleet.migrations.get(key)
+        self.fleet.note_migration(key, migration if there else None)
+        if known is None or not there or known.metadata.resource_version != item["metadata"]["resourceVersion"]:
+            self.migrations.queue.add(key)  # else it is a change that its own reconcile has made, or read
+        if migration is not None and (ended(migration) or not there):
+            self._give_turn(migration)
+        self.vms.queue.add((key[0], item["spec"]["vmRef"]["name"]))
+        for name, hypervisor in self.fleet.hypervisors.items():
+            if hypervisor.spec.maintenance == "Evacuate":
+                self.hypervisors.queue.add(("", name))
 
     def _give_turn(self, done: VirtualMachineMigration) -> None:
         """A migration has ended: look at those that may have waited for its place."""
@@ -164,8 +156,6 @@ class Operator:
 
     def _room_changed(self, hypervisors: frozenset[str]) -> None:
         """Hosts' figures change, and what waits for room may fit now."""
-        if self.vms is None or self.hypervisors is None:
-            return
         for name in hypervisors:
             self.hypervisors.queue.add(("", name))
         for key in self.fleet.waiting():
@@ -173,20 +163,16 @@ class Operator:
 
     def _wake_vm(self, key: Key, *, resync: bool = False) -> None:
         """Look at a VM, and at its migrations."""
-        if self.vms is not None and self.migrations is not None:
-            self.vms.queue.add(key, resync=resync)
-            for migration in self.fleet.migrations_of(key):
-                if not ended(migration):
-                    self.migrations.queue.add((key[0], migration.metadata.name), resync=resync)
+        self.vms.queue.add(key, resync=resync)
+        for migration in self.fleet.migrations_of(key):
+            if not ended(migration):
+                self.migrations.queue.add((key[0], migration.metadata.name), resync=resync)
 
     def _wake_migration(self, key: Key) -> None:
-        if self.migrations is not None:
-            self.migrations.queue.add(key)
+        self.migrations.queue.add(key)
 
     def _host_changed(self, hypervisor: str, uuids: set[str] | None) -> None:
         """Something changed on a host: look at these domains' VMs, or at all VMs."""
-        if self.vms is None or self.hypervisors is None:
-            return
         self.hypervisors.queue.add_after(("", hypervisor), FIGURES_SECONDS if uuids else 0.0)
         if uuids is None:
             for key in list(self.fleet.vms):

@@ -51,11 +51,10 @@ class VMReconciler:
         recorder: Recorder,
         settings: Settings,
         now: Callable[[], datetime],
-        cluster: str,
         wake: Callable[[Key], None],
     ) -> None:
         self._client, self._fleet, self._recorder = client, fleet, recorder
-        self._settings, self._now, self._cluster = settings, now, cluster
+        self._settings, self._now = settings, now
         self._addresses = AddressBook(settings.sweep_seconds, wake)
         self._asked: dict[Key, float] = {}  # when the guest was last asked to power off
         self._failed: dict[Key, Failure] = {}  # the last action that raised, until a decision has counted it
@@ -118,7 +117,7 @@ class VMReconciler:
         self, key: Key, vm: VirtualMachine, migration: VirtualMachineMigration | None
     ) -> tuple[VMView, Decision]:
         """Decide on what the caches say; where that would change a host, ask the hosts and decide again."""
-        view = self._with_memory(key, observe.from_caches(self._fleet, key, vm, self._cluster))
+        view = self._with_memory(key, observe.from_caches(self._fleet, key, vm))
         view = replace(view, migration=migration)
         for _ in range(MAX_LOOKS):
             decision = decide(vm, view, self._now())

@@ -13,7 +13,7 @@ from homeostat.api.observed import Absent, Answer, Present
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.migratable import marker
 from homeostat.decide.migration_peers import Peers, peer_uri
-from homeostat.decide.migration_plan import Fleet
+from homeostat.decide.migration_planning import Fleet
 from homeostat.decide.view import HostView
 from tests.unit import test_decide_vm as vms
 

@@ -18,7 +18,8 @@ from homeostat.decide import migration_report as report
 from homeostat.decide import wanted
 from homeostat.decide.migratable import marker
 from homeostat.decide.migration_peers import Peers
-from homeostat.decide.migration_plan import Fleet, plan, request
+from homeostat.decide.migration_plan import plan, request
+from homeostat.decide.migration_planning import Fleet
 from homeostat.decide.view import Say
 from tests.unit import test_decide_vm as vms
 from tests.unit.planning import (

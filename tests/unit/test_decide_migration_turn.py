@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeostat.api.migration import VirtualMachineMigration
-from homeostat.decide.migration_plan import MOST_NEXT, Fleet, behind, next_in_turn, plan
+from homeostat.decide.migration_plan import plan
+from homeostat.decide.migration_planning import Fleet
+from homeostat.decide.migration_turn import MOST_NEXT, behind, next_in_turn
 from homeostat.decide.view import VMView
 from tests.unit import migrations
 from tests.unit.planning import (

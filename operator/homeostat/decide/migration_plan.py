@@ -7,94 +7,26 @@ storage. Plans are to be made one at a time: two at once would both take the las
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
 from urllib.parse import urlsplit
 
 from homeostat.api import actions as act
 from homeostat.api.hypervisor import HypervisorSpec
 from homeostat.api.meta import FINALIZER
 from homeostat.api.migration import IntentStatus, VirtualMachineMigration
-from homeostat.api.migration_policy import EffectivePolicy, MigrationPolicy
-from homeostat.api.observed import Absent, Domain, Unknown
+from homeostat.api.migration_policy import EffectivePolicy
+from homeostat.api.observed import Absent, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_copy as copies
 from homeostat.decide import migration_policy as policies
-from homeostat.decide import migration_ports, wanted
-from homeostat.decide.migratable import Move, blockers, locked, marker, pools_of, proved, shared, to_be_proved
+from homeostat.decide import wanted
+from homeostat.decide.migratable import blockers, locked, marker, pools_of, proved, shared, to_be_proved
 from homeostat.decide.migration import ended
 from homeostat.decide.migration_peers import Peers, Reach, peer_uri
+from homeostat.decide.migration_planning import Fleet, Found, Look, Plan
+from homeostat.decide.migration_turn import behind, of_the_same_vm, port, turn
 from homeostat.decide.placement import obstacle
-from homeostat.decide.view import HostView, Say, VMView
+from homeostat.decide.view import HostView, Say
 from homeostat.decide.whereabouts import locate
-
-MOST_NEXT = 4
-"""Looked at when a migration has ended, which makes room for few: its source's, its target's and the cluster's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What to ask of hosts before the plan can be made: the VM's domain, volumes of the named pools of each, and sizes.
-
-    `sizes` names (pool, volume) on the first of the hosts.
-    """
-
-    hosts: tuple[str, ...]
-    pools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    sizes: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to report (a row of reasons.MIGRATION), and at most one thing to do.
-
-    `intent` and `policy` are written into status together. `source` and `target` are written while it is queued: they
-    say where its turn counts.
-    """
-
-    say: Say
-    source: str = ""
-    target: str = ""
-    intent: IntentStatus | None = None
-    policy: EffectivePolicy | None = None
-    action: act.AddFinalizer | act.CreateVolume | None = None
-    look: Look | None = None
-    reach: Reach | None = None
-    requeue_after: float | None = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """All hosts as this VM sees them, all migrations, and what holds for all of them.
-
-    `most` is how many may be under way in the whole cluster.
-    """
-
-    view: VMView
-    migrations: tuple[VirtualMachineMigration, ...]
-    most: int
-    now: datetime
-    policy: MigrationPolicy | None = None
-    """For all migrations, where neither they nor their source say otherwise."""
-    reached: Mapping[Peers, str] = field(default_factory=dict)
-    """Which daemons were seen to connect, and libvirt's words where one could not ("" where it could)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The VM, where it runs, and the migration that is to move it."""
-
-    migration: VirtualMachineMigration
-    vm: VirtualMachine
-    domain: Domain
-    source: HostView
-    fleet: Fleet
-
-    def move(self, target: HostView) -> Move:
-        """The move to this target."""
-        copied = self.migration.spec.storage_copy.disks if self.migration.spec.storage_copy else ()
-        return Move(self.vm, self.domain, self.source, target, frozenset(copied))
 
 
 def plan(migration: VirtualMachineMigration, vm: VirtualMachine | None, fleet: Fleet) -> Plan:
@@ -109,7 +41,7 @@ def plan(migration: VirtualMachineMigration, vm: VirtualMachine | None, fleet: F
     target = _choose(found)
     if isinstance(target, Plan):
         return target
-    steps = (_check, _turn, _reach, _prove, _write)
+    steps = (_check, turn, _reach, _prove, _write)
     return next(plan for step in steps if (plan := step(found, target)) is not None)
 
 
@@ -129,7 +61,7 @@ def _find(migration: VirtualMachineMigration, vm: VirtualMachine, fleet: Fleet) 
     where = locate(vm, fleet.view)
     if vm.metadata.deleting:
         return _end("VMNotRunning", "it is being deleted")
-    moving = _of_the_same_vm(migration, [each for each in fleet.migrations if not ended(each)])
+    moving = of_the_same_vm(migration, [each for each in fleet.migrations if not ended(each)])
     if moving is not None and moving.status.intent is not None:  # where it is to go from is known after that
         return Plan(Say("Queued", f"VirtualMachineMigration {moving.metadata.name} moves the same VM"))
     if len(where.active) > 1:
@@ -274,123 +206,6 @@ def _reach(found: Found, target: HostView) -> Plan | None:
     return Plan(say, reach=Reach(found.source.name, wanted.domain_uuid(found.vm), peers))
 
 
-# Turn
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _turn(found: Found, target: HostView) -> Plan | None:
-    why = behind(found.migration, found.source, target, found.fleet) or _no_port(found, target)
-    return Plan(Say("Queued", why), source=found.source.name, target=target.name) if why else None
-
-
-def behind(migration: VirtualMachineMigration, source: HostView, target: HostView, fleet: Fleet) -> str:
-    """What a migration between these hosts waits for: a limit, and those that it is behind; "" when it is its turn.
-
-    Those that are under way take their places first, then those that wait, oldest first. One that waits for a host
-    keeps its place at both of its hosts, so that younger ones do not overtake it there; others are not held up by it.
-    """
-    others = [each for each in fleet.migrations if each.metadata.uid != migration.metadata.uid and not ended(each)]
-    if (first := _of_the_same_vm(migration, others)) is not None:
-        return f"VirtualMachineMigration {first.metadata.name} moves the same VM"
-    taken = _Places(fleet)
-    for each in others:
-        if each.status.intent is not None:
-            taken.take(each)
-    for each in sorted((each for each in others if _waits(each) and _age(each) < _age(migration)), key=_age):
-        taken.take(each, cluster=not taken.full(each.status.source or "", each.status.target or ""))
-    return taken.full(source.name, target.name) or taken.all_full()
-
-
-def _of_the_same_vm(
-    migration: VirtualMachineMigration, others: Iterable[VirtualMachineMigration]
-) -> VirtualMachineMigration | None:
-    same = [each for each in others if _same_vm(each, migration)]
-    return next((e for e in same if e.status.intent is not None or (_waits(e) and _age(e) < _age(migration))), None)
-
-
-def next_in_turn(
-    done: VirtualMachineMigration, others: Iterable[VirtualMachineMigration]
-) -> list[VirtualMachineMigration]:
-    """Those whose turn it may be now that one has ended: the oldest that wait at a host of it, or for its VM."""
-    hosts = _ends(done)
-    near = [each for each in others if _waits(each) and (_ends(each) & hosts or _same_vm(each, done))]
-    return sorted(near, key=_age)[:MOST_NEXT]
-
-
-def _ends(migration: VirtualMachineMigration) -> set[str]:
-    ends = migration.status.intent or migration.status
-    return {end for end in (ends.source, ends.target) if end}
-
-
-def _same_vm(one: VirtualMachineMigration, other: VirtualMachineMigration) -> bool:
-    return (one.metadata.namespace, one.spec.vm_ref.name) == (other.metadata.namespace, other.spec.vm_ref.name)
-
-
-def _waits(migration: VirtualMachineMigration) -> bool:
-    return migration.status.intent is None and migration.status.reason == "Queued"
-
-
-def _age(migration: VirtualMachineMigration) -> tuple[str, str, str]:
-    created = migration.metadata.creation_timestamp
-    return (created.isoformat() if created else "", migration.metadata.namespace, migration.metadata.name)
-
-
-def _port(found: Found, target: HostView) -> int | None:
-    return migration_ports.free(target, _others(found), wanted.domain_uuid(found.vm))
-
-
-def _no_port(found: Found, target: HostView) -> str:
-    if target.spec.migration.ports is None or _port(found, target) is not None:
-        return ""
-    names = list(migration_ports.taken(target, _others(found)).values())
-    return f"all spec.migration.ports of Hypervisor {target.name} are taken, behind {_some(names)}"
-
-
-def _others(found: Found) -> list[VirtualMachineMigration]:
-    return [each for each in found.fleet.migrations if each.metadata.uid != found.migration.metadata.uid]
-
-
-class _Places:
-    """Which migrations have the places of each host, and of the cluster."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self._hosts, self._most = fleet.view.hosts, fleet.most
-        self._out: dict[str, list[str]] = {}
-        self._in: dict[str, list[str]] = {}
-        self._all: list[str] = []
-
-    def take(self, migration: VirtualMachineMigration, *, cluster: bool = True) -> None:
-        """Count a migration at its hosts, and in the cluster."""
-        status, name = migration.status, f"{migration.metadata.namespace}/{migration.metadata.name}"
-        ends = status.intent or status
-        self._out.setdefault(ends.source or "", []).append(name)
-        self._in.setdefault(ends.target or "", []).append(name)
-        if cluster:
-            self._all.append(name)
-
-    def full(self, source: str, target: str) -> str:
-        """Which host's limit is reached, and by which migrations; "" when none is."""
-        for host, taken, kind in ((source, self._out, "maxOutbound"), (target, self._in, "maxInbound")):
-            names = taken.get(host, [])
-            if host in self._hosts and len(names) >= (most := self._limit(host, kind)):
-                return f"spec.migration.{kind} of Hypervisor {host} is {most}, behind {_some(names)}"
-        return ""
-
-    def _limit(self, host: str, kind: str) -> int:
-        limits = self._hosts[host].spec.migration
-        return limits.max_outbound if kind == "maxOutbound" else limits.max_inbound
-
-    def all_full(self) -> str:
-        """Whether the cluster's limit is reached, and by which migrations; "" when it is not."""
-        if len(self._all) < self._most:
-            return ""
-        return f"the cluster's limit of {self._most} is reached, behind {_some(self._all)}"
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 # Storage
 # ------------------------------------------------------------------------------------------------------------
 
@@ -447,7 +262,7 @@ def _write(found: Found, target: HostView) -> Plan:
         locks="Effective" if locked(found.move(target)) else "None",
         post_copy="Enabled" if post_copy else "Disabled",
         copies=copied,
-        port=_port(found, target),
+        port=port(found, target),
     )
     say = Say("Preparing", f"from {found.source.name} to {target.name}")
     return Plan(say, found.source.name, target.name, intent, chosen, requeue_after=0.0)

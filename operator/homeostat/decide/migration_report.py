@@ -18,7 +18,7 @@ from homeostat.api.migration import (
 )
 from homeostat.api.observed import ACTIVE_STATES, Absent, Answer, Present, Unknown
 from homeostat.decide.migration import MigrationDecision, MigrationView
-from homeostat.decide.migration_plan import Plan
+from homeostat.decide.migration_planning import Plan
 from homeostat.decide.migration_policy import MIB, Progress, progress_due
 from homeostat.decide.migration_table import OutOfService, Seen, Side, kind
 from homeostat.decide.view import Say

@@ -22,9 +22,9 @@ from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
 from homeostat.decide.migration import MigrationDecision, decide, ended
 from homeostat.decide.migration_peers import Reach
-from homeostat.decide.migration_plan import Fleet as PlanFleet
-from homeostat.decide.migration_plan import Plan
 from homeostat.decide.migration_plan import plan as decide_plan
+from homeostat.decide.migration_planning import Fleet as PlanFleet
+from homeostat.decide.migration_planning import Plan
 from homeostat.decide.view import Say, VMView
 from homeostat.hosts.driver import STORAGE_VOL_EXIST, HostError, HostUnreachable
 from homeostat.hosts.migration import Cost

@@ -13,7 +13,7 @@ from homeostat.api.meta import FINALIZER
 from homeostat.api.observed import Absent, Answer, HostAnswer, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
-from homeostat.decide import migration_plan, wanted
+from homeostat.decide import migration_planning, wanted
 from homeostat.decide.placement import capacity
 from homeostat.decide.view import HostView, Look, VMView
 from homeostat.hosts.driver import Connection, HostError
@@ -78,7 +78,7 @@ async def look(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: Look) -> VM
     return replace(view, hosts=hosts, fresh=True)
 
 
-async def look_at_pools(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: migration_plan.Look) -> VMView:
+async def look_at_pools(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: migration_planning.Look) -> VMView:
     """The view with hosts asked now for the VM's domain, and for all that is in the pools named for each."""
     view = await look(fleet, vm, view, Look(wish.hosts))
     asked = await asyncio.gather(*(_filled(fleet, view.hosts[name], pools) for name, pools in wish.pools.items()))

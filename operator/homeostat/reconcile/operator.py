@@ -15,7 +15,7 @@ from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.migration import ended
-from homeostat.decide.migration_plan import next_in_turn
+from homeostat.decide.migration_turn import next_in_turn
 from homeostat.hosts.driver import Driver
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder

@@ -15,17 +15,7 @@ from homeostat.hosts.domain_xml import render
 from homeostat.hosts.driver import HostUnreachable
 from homeostat.hosts.reasons import explain
 from tests.lab import Host
-from tests.lab.driving import (
-    QUICK,
-    defined,
-    driving,
-    eventually,
-    failure,
-    guest,
-    hung,
-    run,
-    settled,
-)
+from tests.lab.driving import QUICK, defined, driving, eventually, failure, guest, hung, run, settled
 from tests.lab.relay import Relay
 
 pytestmark = pytest.mark.lab

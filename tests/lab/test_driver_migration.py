@@ -12,13 +12,7 @@ from dataclasses import replace
 import pytest
 
 from homeostat.api import actions as act
-from homeostat.hosts.driver import (
-    MIGRATE_UNSAFE,
-    OPERATION_ABORTED,
-    OPERATION_INVALID,
-    HostError,
-    HostUnreachable,
-)
+from homeostat.hosts.driver import MIGRATE_UNSAFE, OPERATION_ABORTED, OPERATION_INVALID, HostError, HostUnreachable
 from homeostat.hosts.migration import MigrationAborted, MigrationRefused
 from tests.lab import Lab
 from tests.lab.driving import IMAGES

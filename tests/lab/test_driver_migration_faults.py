@@ -11,12 +11,7 @@ from pathlib import Path
 import pytest
 
 from homeostat.api import actions as act
-from homeostat.hosts.driver import (
-    OPERATION_INVALID,
-    OPERATION_TIMEOUT,
-    HostError,
-    HostUnreachable,
-)
+from homeostat.hosts.driver import OPERATION_INVALID, OPERATION_TIMEOUT, HostError, HostUnreachable
 from tests.lab import Host, Lab
 from tests.lab.driving import eventually
 from tests.lab.host import STREAMS

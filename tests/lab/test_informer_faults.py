@@ -18,18 +18,7 @@ from homeostat.hosts.informer import HostInformer
 from homeostat.hosts.libvirt_driver import LibvirtDriver
 from homeostat.reconcile.settings import Settings
 from tests.lab import Host
-from tests.lab.driving import (
-    QUICK,
-    defined,
-    driving,
-    eventually,
-    failure,
-    guest,
-    hung,
-    make,
-    remove,
-    run,
-)
+from tests.lab.driving import QUICK, defined, driving, eventually, failure, guest, hung, make, remove, run
 
 pytestmark = pytest.mark.lab
 

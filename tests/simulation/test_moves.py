@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from homeostat.api.migration import VirtualMachineMigration
-from homeostat.decide.migration import CallEnded
+from homeostat.decide.migration_case import CallEnded
 from homeostat.reconcile.calls import Calls
 from tests.simulation.effects import Effect
 from tests.simulation.harness import in_world

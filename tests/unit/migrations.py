@@ -9,7 +9,8 @@ from typing import Any
 from homeostat.api import actions as act
 from homeostat.api.migration import IntentStatus, VirtualMachineMigration
 from homeostat.api.observed import Absent, Unknown
-from homeostat.decide.migration import MigrationDecision, MigrationView, decide
+from homeostat.decide.migration import decide
+from homeostat.decide.migration_case import MigrationDecision, MigrationView
 from homeostat.decide.migration_table import OutOfService, Seen, Side, evidence
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

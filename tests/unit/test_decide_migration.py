@@ -17,14 +17,8 @@ from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import Absent, Checkpoint, Domain, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
-from homeostat.decide.migration import (
-    CallEnded,
-    MigrationDecision,
-    MigrationView,
-    ended,
-    first_seen,
-    in_flight,
-)
+from homeostat.decide.migration import ended, first_seen, in_flight
+from homeostat.decide.migration_case import CallEnded, MigrationDecision, MigrationView
 from homeostat.decide.migration_policy import Advice
 from homeostat.decide.migration_table import WITHOUT_PROCESS, OutOfService, Seen, Side, evidence, job, kind
 from tests.unit.migrations import (

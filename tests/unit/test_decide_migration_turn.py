@@ -13,18 +13,7 @@ from homeostat.decide.migration_planning import Fleet
 from homeostat.decide.migration_turn import MOST_NEXT, behind, next_in_turn
 from homeostat.decide.view import VMView
 from tests.unit import migrations
-from tests.unit.planning import (
-    NOW,
-    TO_B,
-    fleet,
-    host,
-    machine,
-    migration,
-    moving,
-    pair,
-    running,
-    spec,
-)
+from tests.unit.planning import NOW, TO_B, fleet, host, machine, migration, moving, pair, running, spec
 
 # Ports
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from homeostat.api import actions as act
 from homeostat.api import reasons
-from homeostat.decide.migration import CallEnded
+from homeostat.decide.migration_case import CallEnded
 from homeostat.decide.view import Say
 from tests.unit.migrations import (
     ARRIVED,

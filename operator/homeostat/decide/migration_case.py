@@ -17,6 +17,7 @@ from homeostat.decide.migration_table import Row, Side, job
 from homeostat.decide.view import Say
 
 LOOK_SECONDS = 2.0
+ASK_AGAIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +119,21 @@ class Case:
     def idle(self) -> bool:
         """Whether neither side has a job."""
         return job(self.view.source) == job(self.view.target) == "-"
+
+
+def say(case: Case, reason: str, detail: str = "", **fields: object) -> MigrationDecision:
+    """Return the decision that says this of the row that fits, and has these fields."""
+    return MigrationDecision(Say(reason, detail), case.row, case.evidence, **fields)  # type: ignore[arg-type]
+
+
+def joined(*details: str) -> str:
+    """Return what is said of these details in one."""
+    return "; ".join(detail for detail in details if detail)
+
+
+def asked_lately(mark: datetime | None, now: datetime) -> bool:
+    """Whether a step was asked for so lately that it may not be seen yet.
+
+    A mark is written before its step is taken, so it proves nothing: a step that is not seen is taken again.
+    """
+    return mark is not None and (now - mark).total_seconds() < ASK_AGAIN_SECONDS

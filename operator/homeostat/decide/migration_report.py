@@ -17,7 +17,7 @@ from homeostat.api.migration import (
     VirtualMachineMigrationStatus,
 )
 from homeostat.api.observed import ACTIVE_STATES, Absent, Answer, Present, Unknown
-from homeostat.decide.migration import MigrationDecision, MigrationView
+from homeostat.decide.migration_case import MigrationDecision, MigrationView
 from homeostat.decide.migration_planning import Plan
 from homeostat.decide.migration_policy import MIB, Progress, progress_due
 from homeostat.decide.migration_table import OutOfService, Seen, Side, kind

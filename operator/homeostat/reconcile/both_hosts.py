@@ -16,7 +16,8 @@ from homeostat.api.observed import Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_report as report
-from homeostat.decide.migration import MigrationView, asked_lately, first_seen
+from homeostat.decide.migration import first_seen
+from homeostat.decide.migration_case import MigrationView, asked_lately
 from homeostat.decide.migration_copy import Names
 from homeostat.decide.migration_plan import request
 from homeostat.decide.migration_policy import WAIT, Progress, advise

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from homeostat.decide.migration import CallEnded
+from homeostat.decide.migration_case import CallEnded
 from homeostat.hosts.driver import HostError
 from homeostat.hosts.migration import MigrationRefused, PostCopyRefused
 from homeostat.runtime.controller import Key

@@ -13,14 +13,11 @@ from typing import Any
 from homeostat.api import actions as act
 from homeostat.api import reasons
 from homeostat.api.meta import FINALIZER, Resource, condition
-from homeostat.api.migration import (
-    IntentStatus,
-    VirtualMachineMigration,
-    VirtualMachineMigrationStatus,
-)
+from homeostat.api.migration import IntentStatus, VirtualMachineMigration, VirtualMachineMigrationStatus
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
-from homeostat.decide.migration import MigrationDecision, decide, ended
+from homeostat.decide.migration import decide, ended
+from homeostat.decide.migration_case import MigrationDecision
 from homeostat.decide.migration_peers import Reach
 from homeostat.decide.migration_plan import plan as decide_plan
 from homeostat.decide.migration_planning import Fleet as PlanFleet

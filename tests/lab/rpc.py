@@ -17,6 +17,8 @@ REMOTE_PROGRAM = 0x20008086
 CALLS, REPLIES = (0, 4), (1, 5)  # the second of each carries file descriptors
 HEADER = struct.Struct(">7I")
 
+REFUSED = b"<none/>"
+"""The definition in a migration that libvirt has to refuse: it is asked for to see whether a peer is reached."""
 MUTATING = {
     8: "attachDevice", 9: "create", 10: "createXML", 11: "defineXML", 12: "destroy", 13: "detachDevice",
     26: "pinVcpu", 27: "reboot", 28: "resume", 29: "setAutostart", 30: "setMaxMemory", 31: "setMemory",
@@ -81,6 +83,8 @@ def call(frame: bytes) -> Call:
     if program != REMOTE_PROGRAM or kind not in CALLS:
         return Call(serial, None, "")
     name = MUTATING.get(procedure) or (f"procedure{procedure}" if procedure > NEWEST else None)
+    if name == "migratePerform3Params" and REFUSED in frame:
+        name = None
     return Call(serial, name, target(name, frame[HEADER.size :]) if name else "")
 
 

@@ -105,6 +105,35 @@ async def moving_a_domain(rig: Rig) -> Seen:
 
 
 @probe
+async def moving_a_domain_with_checkpoints(rig: Rig) -> Seen:
+    move = await moving(rig)
+    first, second = [_checkpoint("first"), _checkpoint("second", "first")]
+    seen: Seen = [await code(rig.host.redefine_checkpoint(move.number, xml)) for xml in (second, first, second)]
+    seen += [await _checkpoints(rig.host, move), await _checkpoints(move.there, move)]
+    await move.begin()
+    await move.switch()
+    seen += [await move.outcome(), await _checkpoints(rig.host, move), await _checkpoints(move.there, move)]
+    seen += [await code(move.there.redefine_checkpoint(move.number, xml)) for xml in (first, first, second)]
+    seen.append(await _checkpoints(move.there, move))
+    await move.there.destroy(move.number)
+    seen.append(await _checkpoints(move.there, move))
+    return [*seen, await code(move.there.undefine(move.number)), await _checkpoints(move.there, move)]
+
+
+def _checkpoint(name: str, parent: str = "") -> str:
+    inner = f"<parent><name>{parent}</name></parent>" if parent else ""
+    disks = f"<disks><disk name='vda' checkpoint='bitmap' bitmap='{name}'/></disks>"
+    return f"<domaincheckpoint><name>{name}</name>{inner}<creationTime>1</creationTime>{disks}</domaincheckpoint>"
+
+
+async def _checkpoints(host: Connection, move: Moving) -> Any:
+    """Those of the domain by name, and whether the list of domains says that there are any."""
+    found = await host.checkpoints(move.number)
+    listed = [row.checkpoints for row in await host.domains() if row.uuid == move.number]
+    return found and [each.name for each in found], listed
+
+
+@probe
 async def moving_to_where_it_is_defined(rig: Rig) -> Seen:
     move = await moving(rig)
     text = await rig.host.xml(move.number, inactive=True)

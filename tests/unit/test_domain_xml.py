@@ -269,6 +269,11 @@ def test_a_volume_belongs_to_who_has_to_open_it() -> None:
     )
 
 
+def test_a_qcow2_volume_can_keep_the_bitmaps_of_checkpoints() -> None:
+    assert ET.fromstring(render_volume("v", "qcow2", 1)).findtext("target/compat") == "1.1"
+    assert ET.fromstring(render_volume("v", "raw", 1)).find("target/compat") is None
+
+
 def test_facts_of_a_host_that_can_only_emulate() -> None:
     facts = host_facts(recorded("capabilities"), {"kvm": None, "qemu": recorded("emulation")})
     assert not facts.kvm

@@ -288,14 +288,38 @@ def test_a_target_that_ran_and_crashed_before_its_answer_came_through_keeps_the_
     copying(rig, "go")
     h2.mute(h1)
     switch(rig, uuid)
-    rig.until(lambda: running(rig, uuid, h2), "its CPUs to run on h2")
+    rows = rows_of(rig)
+    rig.until(lambda: rows("6"), "row 6")
     h2.kill_qemu(uuid)
-    rig.until(lambda: rig.status("vmmig", "go")["decision"]["row"] == "7b", "row 7b")
+    rig.until(lambda: rows("7b"), "row 7b")
     finished(rig, "go", "MigratedThenOff")
     h2.unfilter()
-    assert rig.running("web") == h2
+    rig.until(lambda: h2.qemu_pid(uuid), "it to be started where it had gone")
     only_on(rig, "web", h2)
     assert rig.processes(uuid) == 3
+
+
+def test_a_target_that_ran_and_crashed_before_libvirt_gave_up_is_told_of(rig: Rig) -> None:
+    """No lock is left, so that libvirt lets the source go on by itself, from where it stood still."""
+    uuid = placed(rig, "web")
+    h1, h2 = rig.lab.hosts[:2]
+    pid = h1.qemu_pid(uuid)
+    move(rig, "go", "web", target=H2, policy=SLOW)
+    copying(rig, "go")
+    h2.mute(h1)
+    switch(rig, uuid)
+    rig.until(lambda: running(rig, uuid, h2), "its CPUs to run on h2")
+    h2.kill_qemu(uuid)
+    finished(rig, "go", "RolledBack")
+    h2.unfilter()
+    assert "older than its disks" in rig.condition("vmmig", "go", "Succeeded")["message"]
+    only_on(rig, "web", h1)
+    assert h1.qemu_pid(uuid) == pid
+
+
+def rows_of(rig: Rig) -> Callable[[str], bool]:
+    """Whether the migration is in this row of the table."""
+    return lambda row: rig.status("vmmig", "go")["decision"]["row"] == row
 
 
 # What the table says of hosts that fall silent after the switchover

@@ -233,6 +233,23 @@ def test_a_target_that_ran_and_went_off_keeps_the_vm() -> None:
     assert shown(GONE, seen("Shutoff/Shutdown")).say.reason == "MigratedThenOff"
 
 
+def test_a_source_that_goes_on_although_the_target_has_run_is_told_of() -> None:
+    crashed = seen("Shutoff/Crashed")
+    first = shown(CANCELED, crashed, SHORT)
+    assert first.marks is not None
+    assert first.marks.target_ran == NOW
+    left = with_marks(CANCELED, GONE, LONG, first)
+    assert left.say.reason == "RolledBack"
+    assert "older than its disks" in left.say.detail
+    for source, target, begun, intent in (
+        (RUNS, crashed, False, None),  # a stale one, before libvirt is asked
+        (CANCELED, seen("Shutoff/Failed"), True, None),
+        (CANCELED, crashed, True, CONFIRMED),
+    ):
+        assert shown(source, target, begun=begun, intent=intent).marks is None
+    assert "older" not in shown(CANCELED, GONE).say.detail
+
+
 def test_the_source_goes_on_when_the_target_has_nothing() -> None:
     assert shown(HELD, GONE, 0).action is None  # the target may have been looked at before the source
     assert shown(HELD, GONE, SHORT).action == act.Resume("a", UID)

@@ -240,7 +240,7 @@ class MarksStatus(Model):
     volume_removed: Time | None = None
     """When a host was last asked to remove a volume that was in the way of a storage copy or that one had left."""
     target_ran: Time | None = None
-    """When the target was found to have a definition although the source runs: its copy of the disks is kept."""
+    """When the target was found to have run the VM although the source runs: its copy of the disks is kept."""
     not_prepared: Message | None = None
     """Why the target's volumes could not be made ready for a storage copy."""
     checkpoints: Annotated[tuple[CheckpointStatus, ...], Field(max_length=MOST_CHECKPOINTS), ATOMIC] = ()

@@ -144,11 +144,24 @@ def _roll_back(case: Case) -> MigrationDecision:
 
 
 def _remove_target(case: Case) -> MigrationDecision:
-    """After a copy was made ready, a definition there has had the guest run, unless only we do: what it wrote stays."""
+    """A definition there has had the guest run: what it wrote stays, and who keeps the VM is told."""
     decision = _after_grace(case, "NotMoved", act.UndefineStale(case.intent.target, case.intent.domain_uuid))
-    if case.marks.volume_made is None or case.marks.target_ran or case.intent.started_paused == "Enabled":
+    if case.marks.target_ran or not _has_run_there(case):
         return decision
     return replace(decision, marks=case.marks.model_copy(update={"target_ran": case.view.now}))
+
+
+def _has_run_there(case: Case) -> bool:
+    """It is made right before the guest's CPUs run: not if only we let them run, nor if they were refused.
+
+    Before libvirt was asked it is a stale one, and after a copy was made ready none was there.
+    """
+    source, target = case.view.source, case.view.target
+    if case.intent.started_paused == "Enabled":
+        return False
+    begun = case.migration.status.start_time or (isinstance(source, Seen) and source.reason == "MigrationCanceled")
+    refused = isinstance(target, Seen) and target.reason == "Failed"
+    return case.marks.volume_made is not None or (bool(begun) and not refused)
 
 
 def _begin(case: Case) -> MigrationDecision:

@@ -10,13 +10,21 @@ from homeostat.decide import migration_copy as copies
 from homeostat.decide.migration_case import Case, MigrationDecision, asked_lately, say
 from homeostat.decide.migration_table import Seen, kind
 
+OLDER = (
+    "the target had run the VM before it went off there, and libvirt let the source go on: its memory is older than its"
+    " disks, so look at its file systems, or have it restarted"
+)
+
 
 def finish(case: Case, reason: str, detail: str = "", *, moved: bool = False) -> MigrationDecision:
     """The attempt is over when its volumes are in order."""
     step = copies.complete if moved else copies.clean
     if (storage := volume_step(case, "Arrived" if moved else "CleaningUp", step)) is not None:
         return storage
-    left = copies.left(_known(case), moved=moved) if case.intent.copies else ""
+    if case.intent.copies:
+        left = copies.left(_known(case), moved=moved)
+    else:
+        left = OLDER if case.marks.target_ran and not moved else ""
     return say(case, reason, "; ".join(filter(None, (detail, left))), requeue_after=None)
 
 

@@ -189,7 +189,6 @@ async def settled() -> tuple[int, list[str]]:
 def credentials(folder: Path, authority: Path | None = None) -> Credentials:
     """The certificates of a folder as the Secret of a Hypervisor has them."""
     return Credentials(
-        "1",
         {
             "ca.crt": ((authority or folder) / "cacert.pem").read_bytes(),
             "tls.crt": (folder / "clientcert.pem").read_bytes(),

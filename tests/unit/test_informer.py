@@ -254,7 +254,7 @@ async def test_a_host_replaced_on_purpose_is_taken_at_once(host: Host, informer:
 
 @drill
 async def test_rotated_credentials_are_used_without_a_restart(host: Host, informer: Watched) -> None:
-    fresh = Credentials("2", {"tls.key": b"secret"})
+    fresh = Credentials({"tls.key": b"secret"})
     informer.configure(URI, fresh)
     assert (informer.answer.reachable, informer.connection) == (None, None)
     await asyncio.sleep(0.5)

@@ -244,5 +244,4 @@ class HostAnswer:
 class Credentials:
     """Contents of a credentials Secret, by file name (ca.crt, tls.crt, tls.key). Never logged: repr shows no value."""
 
-    version: str = ""  # changes when the contents change
     files: dict[str, bytes] = field(default_factory=dict, repr=False)

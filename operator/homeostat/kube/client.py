@@ -120,4 +120,4 @@ class Client:
                 return None
             raise
         files = {key: base64.b64decode(value) for key, value in (secret.get("data") or {}).items()}
-        return Credentials(version=f"{secret['metadata']['uid']}/{secret['metadata']['resourceVersion']}", files=files)
+        return Credentials(files)

@@ -72,7 +72,7 @@ class VMReconciler:
         meanwhile = functools.partial(self._report, key, vm, seen, view, decision)
         acted = await self._perform(key, seen, decision, meanwhile)
         if isinstance(decision.action, act.RemoveFinalizer):
-            return Result()
+            return Result()  # there may be no object any more to write a status of
         if acted is None:
             return Result(0.0)
         after = await self._report(key, vm, acted, view, decision)
@@ -93,22 +93,13 @@ class VMReconciler:
             memory.pop(key, None)
         self._addresses.forget(key)
 
-    def _ask_addresses(self, key: Key, view: VMView) -> None:
-        """Ask the agent of a guest that has one; forget what one said that is gone."""
-        for name, host in view.hosts.items():
-            if isinstance(host.answer, Present) and host.answer.domain.agent_connected:
-                if (connection := self._fleet.connection(name)) is not None:
-                    self._addresses.ask(key, host.answer.domain.uuid, connection)
-                return
-        self._addresses.forget(key)
-
     async def _migration(self, key: Key, vm: VirtualMachine) -> VirtualMachineMigration | None:
         """The migration in flight, read now: a late event must not show one that has ended, nor hide one.
 
         None begins before status.migration names it, so the one that is named there comes first.
         """
         named, known = vm.status.migration, in_flight(self._fleet.migrations_of(key), vm)
-        names = dict.fromkeys([*([named.name] if named else []), *([known.metadata.name] if known else [])])
+        names = dict.fromkeys(each for each in (named and named.name, known and known.metadata.name) if each)
         with retried("the VM's migration could not be read"):
             found = [await self._client.get(VirtualMachineMigration, key[0], name) for name in names]
         return in_flight([VirtualMachineMigration.model_validate(each) for each in found if each is not None], vm)
@@ -138,6 +129,15 @@ class VMReconciler:
         ago = None if asked is None else asyncio.get_running_loop().time() - asked
         return replace(view, asked_seconds_ago=ago, failure=self._failed.get(key), addresses=self._addresses.of(key))
 
+    def _ask_addresses(self, key: Key, view: VMView) -> None:
+        """Ask the agent of a guest that has one; forget what one said that is gone."""
+        for name, host in view.hosts.items():
+            if isinstance(host.answer, Present) and host.answer.domain.agent_connected:
+                if (connection := self._fleet.connection(name)) is not None:
+                    self._addresses.ask(key, host.answer.domain.uuid, connection)
+                return
+        self._addresses.forget(key)
+
     async def _perform(
         self, key: Key, seen: Object, decision: Decision, meanwhile: Callable[[], Awaitable[object]]
     ) -> Object | None:
@@ -149,12 +149,16 @@ class VMReconciler:
         if action is None:
             return seen
         log.info("%s", _told(action), extra={"action": type(action).__name__})
-        if isinstance(action, act.RecordCandidates | act.AddFinalizer | act.RemoveFinalizer):
+        if isinstance(action, act.ObjectAction):
             return await self._write(key, seen, action)
         if isinstance(action, act.Shutdown):
             self._asked[key] = asyncio.get_running_loop().time()
         self._failed.pop(key, None)
         work = asyncio.create_task(self._act(key, action), name=f"{type(action).__name__}-{key[1]}")
+        return None if await self._lasts(work, meanwhile) else seen
+
+    async def _lasts(self, work: asyncio.Task[None], meanwhile: Callable[[], Awaitable[object]]) -> bool:
+        """Wait for the end of `work`; whether it took so long that `meanwhile` was called."""
         try:
             await asyncio.wait({work}, timeout=self._settings.settle_seconds)
             if lasts := not work.done():
@@ -163,7 +167,7 @@ class VMReconciler:
             await work
         finally:
             work.cancel()
-        return None if lasts else seen
+        return lasts
 
     async def _write(self, key: Key, seen: Object, action: act.ObjectAction) -> Object:
         try:
@@ -238,10 +242,6 @@ def _under_way(decision: Decision) -> bool:
 
 
 def _told(action: act.Action) -> str:
-    where = (
-        f" on {action.host}"
-        if not isinstance(action, act.RecordCandidates | act.AddFinalizer | act.RemoveFinalizer)
-        else ""
-    )
+    where = "" if isinstance(action, act.ObjectAction) else f" on {action.host}"
     what = f" {action.name}" if isinstance(action, act.CreateVolume | act.DeleteVolume) else ""
     return f"{type(action).__name__}{what}{where}"

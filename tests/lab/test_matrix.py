@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from tests.lab.matrix import Bed, effects, points, run, share_of
+import pytest
+
+from tests.lab.matrix import SCENARIOS, Bed, points, run, share_of, wrong
 from tests.lab.rig import ROOT
 from tests.rings import FIGURE
 
-SHARE = 8
+SHARES = {"life": 8, "migrate": 2}
 
 
 def seed() -> int:
@@ -21,16 +23,21 @@ def seed() -> int:
     return int(given) if given else int(subprocess.run(words, capture_output=True, text=True, check=True).stdout, 16)
 
 
-def test_a_share_of_the_crash_points_on_real_parts(record_property: Callable[[str, object], None]) -> None:
-    bed = Bed(f"matrix-{os.getpid()}")
-    try:
-        clean, lines = bed.life("clean")
-        assert not clean.wrong
-        all_points = points(effects(lines))
-        record_property(FIGURE, f"a life, on real hosts: {SHARE} of {len(all_points)} points, MATRIX_SEED={seed()}")
-        results = run(bed, share_of(all_points, SHARE, seed()))
-    finally:
-        bed.down()
-    wrong = {f"{effect} x {fault}": outcome.wrong for (effect, fault), outcome in results.items() if outcome.wrong}
-    assert not wrong
-    assert len(results) == SHARE
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    found = Bed(f"matrix-{os.getpid()}")
+    yield found
+    found.down()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_share_of_the_crash_points_on_real_parts(
+    bed: Bed, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    scenario = SCENARIOS[name]
+    all_points = points(scenario.clean(bed))
+    told = f"{name}, on real hosts: {SHARES[name]} of {len(all_points)} points, MATRIX_SEED={seed()}"
+    record_property(FIGURE, told)
+    results = run(bed, scenario, share_of(all_points, SHARES[name], seed()))
+    assert not wrong(results)
+    assert len(results) == SHARES[name]

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from homeostat.api.hypervisor import Hypervisor, OutOfService
 from homeostat.api.meta import MAX_MESSAGE, Condition, camel, condition, parse_quantity, rfc3339, set_condition
-from homeostat.api.virtualmachine import Boot, Cpu, Disk, DomainStatus, VirtualMachine
+from homeostat.api.virtualmachine import DomainStatus, VirtualMachine
+from homeostat.api.virtualmachine_spec import Boot, Cpu, Disk
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)

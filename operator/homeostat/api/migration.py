@@ -25,7 +25,7 @@ from homeostat.api.meta import (
     name_fits,
 )
 from homeostat.api.migration_policy import EffectivePolicy, MigrationPolicy
-from homeostat.api.virtualmachine import DeviceName, HostSelector
+from homeostat.api.virtualmachine_spec import DeviceName, HostSelector
 
 Evidence = Annotated[str, Field(min_length=16, max_length=16, pattern=r"^[0-9a-f]{16}$")]
 MOST_CHECKPOINTS = 256

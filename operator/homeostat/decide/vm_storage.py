@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from homeostat.api import actions as act
 from homeostat.api.observed import Unknown
-from homeostat.api.virtualmachine import Disk
+from homeostat.api.virtualmachine_spec import Disk
 from homeostat.decide import wanted
 from homeostat.decide.migration_copy import mark_on
 from homeostat.decide.view import Decision, HostView, Look, Say

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from homeostat.api.hypervisor import HostNetwork, HostPool, HypervisorSpec
 from homeostat.api.meta import parse_quantity
 from homeostat.api.observed import DiskConfig, Domain, DomainConfig, NicConfig
-from homeostat.api.virtualmachine import Disk, Interface, VirtualMachine
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.api.virtualmachine_spec import Disk, Interface
 from homeostat.decide.view import HostView, Say
 
 MIB = 1024 * 1024

@@ -106,15 +106,16 @@ class Fleet:
         self._assumed.pop(key, None)
 
     def _claim(self, key: Key, claim: Claim | None) -> None:
-        old = self._claims.pop(key, None)
-        for host in old.hosts if old else ():
-            self._cpus[host] -= old.cpus if old else 0
-            self._memory[host] -= old.memory_mib if old else 0
+        if (old := self._claims.pop(key, None)) is not None:
+            self._count(old, -1)
         if claim is not None:
             self._claims[key] = claim
-            for host in claim.hosts:
-                self._cpus[host] += claim.cpus
-                self._memory[host] += claim.memory_mib
+            self._count(claim, 1)
+
+    def _count(self, claim: Claim, sign: int) -> None:
+        for host in claim.hosts:
+            self._cpus[host] += sign * claim.cpus
+            self._memory[host] += sign * claim.memory_mib
 
     def key_of(self, uuid: str) -> Key | None:
         """The VM whose domain has this UUID."""

@@ -57,10 +57,7 @@ def only(vm: VirtualMachine, host: HostView) -> bool:
 
 
 def record(case: Case, hosts: list[HostView]) -> Decision:
-    """Write the candidates. Replacing or narrowing the list needs proof, asked for now.
-
-    That the VM is not on those left out.
-    """
+    """Write the candidates. What is left out of a list needs proof, asked for now, that the VM is not there."""
     if (case.vm.status.candidates or may_be_anywhere(case.vm)) and not case.view.fresh:
         return Decision(Say("Accepted"), look=Look(concerned(case, hosts[0])))
     blind = {name for name, _ in case.where.blind}

@@ -15,10 +15,7 @@ from homeostat.decide.whereabouts import Place, blindness, may_be_anywhere
 
 
 def delete(case: Case) -> Decision:
-    """Stop, undefine, remove what may be removed.
-
-    And let the object go only when every host where it may be says it is gone.
-    """
+    """Stop, undefine, remove what may be removed; let the object go when every host where it may be says it is gone."""
     vm, where = case.vm, case.where
     if FINALIZER not in vm.metadata.finalizers:
         return Decision(Say("Deleting"))

@@ -85,10 +85,7 @@ def _move(case: Case, place: Place) -> Decision:
 
 
 def probe(case: Case, place: Place) -> Decision:
-    """Start it paused on the same host, where its locks refuse a process that survived.
-
-    Only to end it again and know.
-    """
+    """Start it paused on the same host, where its locks refuse a process that survived; then end it again."""
     domain, host = place.domain, place.host
     if not runstrategy.lockable(domain):
         return _no_lock(host)

@@ -30,10 +30,7 @@ def defined_twice(case: Case) -> Decision:
 
 
 def _keeper(case: Case) -> Place:
-    """The definition that stays.
-
-    Of the one that runs, else of an image to be restored, else of the recorded candidate, else of the first by name.
-    """
+    """The one that stays: it runs, else has an image to restore, else is recorded, else is the first by name."""
     ours = case.where.ours
     saved = [place for place in ours if place.domain.managed_save]
     recorded = [place for place in ours if listed(case.vm, place.host)]

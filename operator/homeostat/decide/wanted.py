@@ -50,10 +50,7 @@ def volume_prefix(vm: VirtualMachine, disk: Disk) -> str:
 
 
 def volume_name(vm: VirtualMachine, disk: Disk) -> str:
-    """The disk's volume: named by its source, else by namespace, VM, disk and UID.
-
-    So that a repeated creation meets itself.
-    """
+    """The disk's volume: as its source says, else made of what meets itself when it is created again."""
     if disk.source.volume is not None:
         return disk.source.volume.name
     return f"{volume_prefix(vm, disk)}{domain_uuid(vm)}.qcow2"
@@ -277,10 +274,7 @@ def _list_differences(kind: str, old: dict[str, object], new: dict[str, object])
 
 
 def unsuited(vm: VirtualMachine, host: HostView) -> Say | None:
-    """Why the spec cannot mean anything on this host.
-
-    A pool or network it does not have or that this namespace may not use.
-    """
+    """Why the spec means nothing here: a pool or network that is not there or not open to the namespace."""
     namespace = vm.metadata.namespace
     for missing, where, name, entry in _entries(vm, host):
         if entry is None:

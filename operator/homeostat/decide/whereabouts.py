@@ -41,10 +41,7 @@ class Whereabouts:
 
 
 def locate(vm: VirtualMachine, view: VMView) -> Whereabouts:
-    """Sort the hosts' answers.
-
-    Every reachable host counts, candidate or not; blind are only those where the VM may be.
-    """
+    """Sort the hosts' answers: every reachable one counts, candidate or not; blind are those where the VM may be."""
     where = Whereabouts()
     for host in _distinct(vm, view):
         if isinstance(host.answer, Present):
@@ -92,10 +89,7 @@ def _newer(vm: VirtualMachine, owner: Owner | None) -> bool:
 
 
 def may_be_anywhere(vm: VirtualMachine) -> bool:
-    """Whether every Hypervisor is a candidate.
-
-    The list was lost, or a domain made by somebody else is to be taken over.
-    """
+    """Whether every Hypervisor is a candidate: the list was lost, or another's domain is to be taken over."""
     return not vm.status.candidates and (FINALIZER in vm.metadata.finalizers or vm.spec.domain_uuid is not None)
 
 

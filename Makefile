@@ -28,7 +28,7 @@ help: ## Show the targets
 venv: packages $(STAMP) ## Make .venv from the lock files, with the project in it
 
 .PHONY: demo
-demo: venv binaries ## Show a VM that is created, killed behind the operator's back, and comes back; stays up
+demo: venv binaries ## Show a VM that is created, moved, killed behind the operator's back, and comes back; stays up
 	@$(BIN)/python -m tests.demo up
 
 .PHONY: demo-down

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: a VM is declared, runs, is killed behind the operator's back, and comes back. Everything stays up."""
+"""The demo: a VM is declared, runs, is moved, is killed behind the operator's back, and comes back. All stays up."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def up(name: str) -> None:
     plane = ControlPlane(name)
     plane.up()
     step("Two libvirt hosts, in network namespaces of this machine")
-    lab = Lab.up(name, hosts=2)
+    lab = Lab.up(name, hosts=2, stock=0)
     for host in lab.hosts:
-        print(f"    {host.name}: {host.uri_tcp}" + (" (Debian's own qemu.conf)" if host.stock else ""))
+        print(f"    {host.name}: {host.uri_tcp}")
     step("The operator: kubectl apply -f crds/, then `homeostat run`")
     plane.kubectl("apply", "-f", ROOT / "crds")
     _namespace(plane, NAMESPACE)
@@ -54,22 +54,54 @@ def up(name: str) -> None:
     operator.start()
     step("kubectl apply -f manifests/samples/ (with these two hosts' addresses)")
     print(_indented(plane.kubectl("apply", "-f", "-", stdin=samples(lab))))
-    first = _await(plane, operator, "the VM to be Running", lambda: _running(lab, plane))
+    _await(plane, operator, "the VM to be Running", lambda: _running(lab, plane))
     _show(plane)
     _console(lab, plane)
-    step(f"Killing its QEMU process {first} on the host, behind the operator's back")
-    _host(lab, plane).kill_qemu(_uuid(plane))
-    began = time.monotonic()
-    # Looked at once: the status may still say Running of the process that was killed, and say Starting a moment later.
-    back = _await(plane, operator, "it to come back", lambda: _another(_running(lab, plane), first))
-    print(f"    It is back as process {back} after {time.monotonic() - began:.1f} s.")
-    _show(plane)
+    moved = _move(lab, plane, operator)
+    _kill(lab, plane, operator, moved)
     step("All of it stays up. Go on exploring with:")
     print(f"    export KUBECONFIG={plane.kubeconfig}")
     print(f"    export PATH=$PATH:{plane.binaries['kubectl'].parent}    # kubectl")
     print("    kubectl get vm,hv        kubectl describe vm first        kubectl explain vm.spec")
     print(f"    The operator's log: {operator.process.log}")
     print("    make demo-down removes every trace.\n")
+
+
+def _move(lab: Lab, plane: ControlPlane, operator: OperatorProcess) -> int:
+    """Have it moved; the pid of its QEMU then."""
+    manifest = ROOT / "manifests/samples/migration/first-away.yaml"
+    plane.kubectl("delete", "vmmig", "first-away", "-n", "default", "--ignore-not-found")  # of a demo before this one
+    source = _vm(plane)["status"]["host"]
+    step("Moving it to the other host while it runs: kubectl apply -f manifests/samples/migration/")
+    print(_indented(plane.kubectl("apply", "-f", manifest)))
+    began = time.monotonic()
+    pid = _await(plane, operator, "it to be moved", lambda: _moved(lab, plane, source))
+    print(f"    It runs on as process {pid} on {_vm(plane)['status']['host']} after {time.monotonic() - began:.1f} s.")
+    print(_indented(plane.kubectl("get", "vm,vmmig", "-n", "default")))
+    return pid
+
+
+def _kill(lab: Lab, plane: ControlPlane, operator: OperatorProcess, pid: int) -> None:
+    """End its QEMU, and see it boot again."""
+    step(f"Killing its QEMU process {pid} on the host, behind the operator's back")
+    boots = _boots(lab, plane)
+    _host(lab, plane).kill_qemu(_uuid(plane))
+    began = time.monotonic()
+    # Looked at once: the status may still say Running of the process that was killed, and say Starting a moment later.
+    back = _await(plane, operator, "it to come back", lambda: _another(_running(lab, plane), pid))
+    print(f"    It is back as process {back} after {time.monotonic() - began:.1f} s.")
+    _show(plane)
+    _await(plane, operator, "its guest to boot", lambda: back if _boots(lab, plane) > boots else None)
+
+
+def _moved(lab: Lab, plane: ControlPlane, source: str) -> int | None:
+    """The pid of the VM's QEMU once it is another host's and the migration is over; LabError when that failed."""
+    migration = json.loads(plane.kubectl("get", "vmmig", "first-away", "-n", "default", "-o", "json"))
+    says = {each["type"]: each for each in migration.get("status", {}).get("conditions", [])}
+    if says.get("Succeeded", {}).get("status") == "False":
+        raise LabError(says["Succeeded"]["message"])
+    over = says.get("Succeeded", {}).get("status") == "True" and _vm(plane)["status"]["host"] != source
+    return _running(lab, plane) if over else None
 
 
 def down(name: str) -> None:
@@ -159,6 +191,10 @@ def _console(lab: Lab, plane: ControlPlane, seconds: float = 60) -> None:
     lines = text.replace("\r", "").splitlines()
     up = max(number for number, line in enumerate(lines) if "GUEST-UP" in line)
     print(_indented("\n".join(lines[max(0, up - 3) : up + 1])))
+
+
+def _boots(lab: Lab, plane: ControlPlane) -> int:
+    return str(_host(lab, plane).console(_uuid(plane))).count("GUEST-UP")
 
 
 def _indented(text: str) -> str:

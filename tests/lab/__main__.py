@@ -18,7 +18,9 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="start a lab; nothing happens when it is up already")
     up.add_argument("--name", required=True)
     up.add_argument("--hosts", type=int, default=2)
-    up.add_argument("--stock", type=int, help="number of the host that keeps Debian's qemu.conf (default: the last)")
+    up.add_argument(
+        "--stock", type=int, help="number of the host that keeps Debian's qemu.conf, 0: all (default: the last)"
+    )
     down = commands.add_parser("down", help="remove every trace of a lab")
     down.add_argument("--name", required=True)
     commands.add_parser("status", help="list the labs on this machine")

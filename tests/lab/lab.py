@@ -53,11 +53,12 @@ class Lab:
     def up(cls, name: str, hosts: int = 2, stock: int | None = None) -> Lab:
         """Start a lab; one that is up is returned as it is, remains of one are removed first.
 
-        `stock` is the number of the host that keeps Debian's qemu.conf; without it, the last.
+        `stock` is the number of the host that keeps Debian's qemu.conf, 0 for all of them; without it, the last.
         """
         stock = hosts if stock is None else stock
-        if not 1 <= hosts <= MOST_HOSTS or not 1 <= stock <= hosts:
-            raise LabError(f"hosts {hosts}, stock {stock}: 1 to {MOST_HOSTS} hosts, and the stock one is one of them")
+        if not 1 <= hosts <= MOST_HOSTS or not 0 <= stock <= hosts:
+            what = f"1 to {MOST_HOSTS} hosts, and the stock one is one of them, or 0 for all"
+            raise LabError(f"hosts {hosts}, stock {stock}: {what}")
         if os.geteuid():
             raise LabError("the lab makes namespaces and links: run it as root")
         with _locked():
@@ -100,7 +101,8 @@ class Lab:
     def hosts(self) -> list[Host]:
         """Its hosts, the first one first."""
         numbers = range(1, self.record.hosts + 1)
-        return [Host(self.directory, self.record.network, number, number == self.record.stock) for number in numbers]
+        stock = self.record.stock
+        return [Host(self.directory, self.record.network, number, stock in (0, number)) for number in numbers]
 
     @property
     def bridge(self) -> str:

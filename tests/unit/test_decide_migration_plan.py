@@ -78,17 +78,33 @@ def test_an_unknown_vm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "detail"),
+    ("state", "answer", "detail"),
     [
-        (Absent(), "was not started yet"),
-        (Present(vms.domain(machine())), "was not started yet"),
-        (running(machine(), state="Paused", reason="User"), "Paused/User"),
+        ("Stopped", Absent(), "its state is Stopped"),
+        ("Stopped", Present(vms.domain(machine())), "its state is Stopped"),
+        ("Paused", running(machine(), state="Paused", reason="User"), "Paused/User"),
     ],
 )
-def test_a_vm_that_does_not_run(answer: Answer, detail: str) -> None:
-    reason, said = refused(migration(), machine(), fleet(host("a", answer), host("b")))
+def test_a_vm_that_does_not_run(state: str, answer: Answer, detail: str) -> None:
+    vm = vms.settled({"disks": [DISK]}, {"state": state})
+    reason, said = refused(migration(), vm, fleet(host("a", answer), host("b")))
     assert reason == "VMNotRunning"
     assert detail in said
+
+
+@pytest.mark.parametrize(
+    ("state", "answer"),
+    [
+        (None, Absent()),
+        ("Starting", Present(vms.domain(machine()))),
+        ("Starting", running(machine(), state="Paused", reason="StartingUp")),
+    ],
+)
+def test_a_vm_that_is_being_started_is_waited_for(state: str | None, answer: Answer) -> None:
+    vm = vms.settled({"disks": [DISK]}, {"state": state} if state else {})
+    found = plan(migration(), vm, fleet(host("a", answer), host("b")))
+    assert (found.say.reason, found.intent) == ("VMStarting", None)
+    assert found.requeue_after
 
 
 def test_a_source_that_cannot_be_asked_is_waited_for() -> None:

@@ -43,6 +43,12 @@ MIGRATION: dict[str, Reason] = {
         "A host that this needs was not asked yet since the operator started.",
         "It is being connected to.",
     ),
+    "VMStarting": _going(
+        "Pending",
+        "Start",
+        "The VM is being started.",
+        "It is planned when the VM runs.",
+    ),
     "Preparing": _going(
         "Preparing",
         "Copy",

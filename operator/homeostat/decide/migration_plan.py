@@ -69,6 +69,8 @@ def _find(migration: VirtualMachineMigration, vm: VirtualMachine, fleet: Fleet) 
     if not where.active:
         return _nowhere(vm, fleet)
     place = where.active[0]
+    if (place.domain.state, place.domain.reason) == ("Paused", "StartingUp"):
+        return _wait("VMStarting", f"on {place.host.name}")
     if place.domain.state not in ("Running", "Blocked"):
         return _end("VMNotRunning", f"it is {place.domain.state}/{place.domain.reason} on {place.host.name}")
     return Found(migration, vm, place.domain, place.host, fleet)
@@ -78,8 +80,9 @@ def _nowhere(vm: VirtualMachine, fleet: Fleet) -> Plan:
     for name, unknown in locate(vm, fleet.view).blind:
         reason = "HostsConnecting" if unknown.reason == "HostNotAsked" else "SourceUnknown"
         return _wait(reason, f"the VM may be on Hypervisor {name}: {unknown.message or unknown.reason}")
-    off = f"its state is {vm.status.state}" if vm.status.state else "it was not started yet"
-    return _end("VMNotRunning", off)
+    if vm.status.state in (None, "Starting"):
+        return _wait("VMStarting", "")
+    return _end("VMNotRunning", f"its state is {vm.status.state}")
 
 
 # Target

@@ -22,7 +22,21 @@ from homeostat.decide.migration_plan import plan, request
 from homeostat.decide.migration_planning import Fleet
 from homeostat.decide.view import Say
 from tests.unit import test_decide_vm as vms
-from tests.unit.planning import NOW, POOL, SPEC, TO_B, fleet, host, machine, migration, moving, pair, running, spec
+from tests.unit.planning import (
+    DISK,
+    NOW,
+    POOL,
+    SPEC,
+    TO_B,
+    fleet,
+    host,
+    machine,
+    migration,
+    moving,
+    pair,
+    running,
+    spec,
+)
 
 
 def refused(of: VirtualMachineMigration, vm: VirtualMachine | None, known: Fleet) -> tuple[str, str]:

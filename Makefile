@@ -11,6 +11,7 @@ RINGS ?= unit simulation api lab
 PYTEST_ARGS ?=
 JOBS ?= 3
 BENCH_ARGS ?=
+MATRIX_ARGS ?=
 
 BIN := .venv/bin
 LOCKS := requirements-build.lock requirements.lock
@@ -57,8 +58,8 @@ test-lab: venv binaries ## Run against real libvirt hosts on this machine (as ro
 	@$(PYTEST) tests/lab
 
 .PHONY: matrix
-matrix: venv binaries ## Cross every effect with every fault in the lab and record the result in docs
-	@$(BIN)/python -m tests.lab.matrix
+matrix: venv binaries ## Cross every effect with every fault in the lab (MATRIX_ARGS="--scenario migrate"); record it in docs
+	@$(BIN)/python -m tests.lab.matrix $(MATRIX_ARGS)
 
 .PHONY: mutants
 mutants: venv ## Break the product on purpose; every mutant must die

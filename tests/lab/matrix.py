@@ -405,7 +405,7 @@ def section(scenario: Scenario, found: list[Effect], results: dict[tuple[Effect,
     lines = [
         f"## {scenario.title}",
         "",
-        f"{scenario.words} {len(results)} points, {len(wrong(results))} wrong.",
+        f"{scenario.words} {len(results)} of {len(points(found))} points, {len(wrong(results))} wrong.",
         "",
         "| effect | " + " | ".join(FAULTS) + " |",
         "| --- |" + " --- |" * len(FAULTS),

@@ -22,7 +22,7 @@ def test_a_part_takes_the_place_of_its_older_self_and_of_nothing_else() -> None:
     assert "| migratePerform3Params 1 | - | 3 / 1, Refused |" in both
     again = section(MIGRATE, [CALL], {(CALL, "kill-after"): Outcome(4.0, 1.0, "it never ended")})
     newer = merged(both, {"migrate": again})
-    assert "1 points, 1 wrong" in newer
+    assert "1 of 5 points, 1 wrong" in newer
     assert "Refused |" not in newer
     life = page[page.index(f"## {LIFE.title}") :].split("\n## ")[0].strip()
     assert life in both

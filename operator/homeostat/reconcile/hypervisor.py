@@ -24,7 +24,7 @@ from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
 from homeostat.kube.transport import ApiError, ApiUnreachable
 from homeostat.reconcile.fleet import Fleet
-from homeostat.reconcile.retried import retried
+from homeostat.reconcile.retried import parsed, retried
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime import metrics
 from homeostat.runtime.controller import Key, Result, Retry
@@ -57,7 +57,7 @@ class HypervisorReconciler:
         seen = await self._read(key)
         if seen is None:
             return Result()
-        hypervisor, known = Hypervisor.model_validate(seen), self._fleet.hypervisors.get(key[1])
+        hypervisor, known = parsed(Hypervisor, seen), self._fleet.hypervisors.get(key[1])
         self._fleet.note_hypervisor(key[1], hypervisor)
         if known is not None and known.metadata.labels != hypervisor.metadata.labels:
             self._on_change(key[1], None)  # labels are no part of the spec: no transition tells of them

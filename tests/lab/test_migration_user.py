@@ -18,13 +18,22 @@ from tests.lab.host import Host
 from tests.lab.moving import RUNS, Move, drilled
 from tests.lab.processes import LabError
 from tests.lab.rig import SHORT_OPTIONS, Rig, linux
-from tests.lab.test_migration import SLOW, copying, finished, move, only_on, placed, running, switch
+from tests.lab.test_migration import (
+    LAST_PASSES,
+    SLOW,
+    copying,
+    finished,
+    lose_the_answer,
+    move,
+    only_on,
+    placed,
+    running,
+    switch,
+)
 
 H2 = {"host": "h2"}
 SLOWEST = {"bandwidth": "1Mi", "maxDowntimeMilliseconds": 20}
 """With this a restless guest is gone through once for a minute."""
-LAST_PASSES = {"bandwidth": "8Mi", "maxDowntimeMilliseconds": 1}
-"""With this an idle Linux is copied within seconds but for the two pages that it always writes to."""
 LAN = {"name": "lan", "network": "lan"}
 COLUMNS = 120
 """How wide a terminal may be asked to be."""
@@ -210,9 +219,7 @@ def test_an_ambiguous_one_stays_and_the_source_is_kept_when_a_person_says_so(rig
     h1, h2 = rig.lab.hosts[:2]
     pid = h1.qemu_pid(uuid)
     move(rig, "go", "web", target=H2, policy=LAST_PASSES, ttlSecondsAfterFinished=1)
-    rig.until(lambda: rig.status("vmmig", "go").get("progress", {}).get("iteration", 0) > 1, "most to be copied")
-    h2.mute(h1)  # for as short a time as can be, or the hosts give each other up before the switchover
-    switch(rig, uuid)
+    lose_the_answer(rig, uuid)
     rig.until(lambda: rig.reason("vmmig", "go") == "SplitBrain", "the split brain to be seen", 90)
     h2.unfilter()
     rig.until(lambda: not running(rig, uuid, h1), "the source's CPUs to be stopped")

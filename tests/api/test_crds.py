@@ -247,6 +247,16 @@ SIDE: Object = {
     "since": NOW,
 }
 RESOLVED = {"keep": "KeepTarget", "evidence": "0123456789abcdef"}
+COPY = {
+    "disk": "root",
+    "volume": "root.qcow2",
+    "sourcePool": "default",
+    "targetPool": "default",
+    "format": "qcow2",
+    "sizeBytes": 1073741824,
+    "backing": "/images/debian.qcow2",
+    "backingFormat": "qcow2",
+}
 MIGRATION_STATUS: Object = {
     "observedGeneration": 1,
     "phase": "Switching",
@@ -265,6 +275,8 @@ MIGRATION_STATUS: Object = {
         "startedPaused": "Enabled",
         "locks": "Effective",
         "postCopy": "Enabled",
+        "copies": [COPY],
+        "port": 49152,
     },
     "policy": {
         "mode": "Auto",
@@ -287,6 +299,11 @@ MIGRATION_STATUS: Object = {
         "postCopy": NOW,
         "timedOut": "Progress",
         "resolved": RESOLVED,
+        "volumeMade": NOW,
+        "volumeRemoved": NOW,
+        "targetRan": NOW,
+        "notPrepared": "there is no room",
+        "checkpoints": [{"name": "monday", "xml": "<domaincheckpoint/>"}],
     },
     "decision": {
         "row": "7b",

@@ -213,7 +213,7 @@ class CheckpointStatus(Model):
     """libvirt's metadata of a checkpoint, which is lost with the source's definition."""
 
     name: Annotated[str, Field(min_length=1, max_length=253)]
-    """Its name."""
+    """Name of the checkpoint, one of its domain's."""
     xml: Annotated[str, Field(max_length=4096)]
     """Its XML without that of the domain, as `virsh checkpoint-create --redefine` takes it."""
 

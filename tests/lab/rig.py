@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from homeostat.decide.wanted import CONSOLE_FOLDER
 from tests.controlplane import ControlPlane
 from tests.lab.host import Host
 from tests.lab.lab import Lab
@@ -110,6 +111,8 @@ class Rig:
             for host in self.lab.hosts:
                 for domain in host.domains():  # of no VM: a drill made it, or a VM released it
                     host.forget(domain.uuid)
+                for file in host.outside(CONSOLE_FOLDER).glob("*-console.log*"):
+                    file.unlink()  # the next VM of the name would go on with it
                 for pool in ("default", "shared", "tiny"):
                     for volume in [name for name in host.volumes(pool) if "_" in name]:
                         (host.pool_path(pool) / volume).unlink(missing_ok=True)

@@ -140,7 +140,7 @@ def test_guest_boots_sees_its_disk_answers_its_agent_and_obeys_acpi(host: Host) 
     eventually(lambda: agent_answers(host, domain), "agent")
     host.virsh("shutdown", domain, "--mode", "acpi")
     eventually(lambda: host.qemu_pid(domain) is None, "powered off by ACPI")
-    assert state(host, domain) == "shut off (shutdown)"
+    eventually(lambda: state(host, domain) == "shut off (shutdown)", "told so by libvirt")
 
 
 def test_guest_obeys_its_agent(lab: Lab) -> None:

@@ -96,7 +96,7 @@ def test_kubectl_waits_for_the_end_and_watches_the_percent_rise(rig: Rig) -> Non
 
 def test_one_that_has_ended_goes_by_itself(rig: Rig) -> None:
     placed(rig, "web")
-    move(rig, "go", "web", target=H2, ttlSecondsAfterFinished=3)
+    move(rig, "go", "web", target=H2, ttlSecondsAfterFinished=15)
     finished(rig, "go", "Migrated")
     rig.gone("vmmig", "go")
     only_on(rig, "web", rig.lab.hosts[1])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -169,6 +170,23 @@ def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() ->
     assert probe.owner.probe
     probing = Present(domain(going, owner=owner(going, probe=True)))
     assert decide(going, view(host("a", probing)), NOW).action == act.Start("a", UID, paused=True)
+
+
+@pytest.mark.parametrize("reason", ["Unknown", "Failed", "Crashed", "Daemon"])
+def test_a_start_that_came_to_nothing_beside_a_lost_process_does_not_have_it_forgotten(reason: str) -> None:
+    """A libvirtd that ended in the middle of a start that the lock refused says Crashed of the refused process."""
+    lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
+    going = settled(DISKS, lost, deletionTimestamp="2026-01-01T00:00:00Z")
+    there = Present(domain(going, reason=reason))
+    action = decide(going, view(host("a", there)), NOW).action
+    assert isinstance(action, act.Mark)
+    assert action.owner.probe
+    starting = Present(domain(going, state="Paused", reason="StartingUp"))
+    for answer in (there, starting):
+        known = view(host("a", answer))
+        seen = report.status(going, known, decide(going, known, NOW), NOW).domain
+        assert seen is not None
+        assert seen.reason == "RecordLost"
 
 
 def test_a_probe_that_is_refused_proves_nothing() -> None:

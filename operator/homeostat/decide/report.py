@@ -107,6 +107,8 @@ def _domain(
             if old is None or where.blind or old.state == "Absent"
             else _domain_status(old, "Absent", "-", old.uuid, old.request, now)
         )
+    if old is not None and old.reason == "RecordLost" and domain.active and domain.reason == "StartingUp":
+        return old  # a start that is not over has not shown yet that no lock is in its way
     reason = "RecordLost" if runstrategy.maybe_running(vm, domain, host.name) else domain.reason
     state = "Unknown" if reason == "RecordLost" else domain.state
     return _domain_status(old, state, reason, domain.uuid, _request(old, domain), now)

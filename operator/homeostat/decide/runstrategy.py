@@ -61,6 +61,10 @@ def served(vm: VirtualMachine, domain: Domain | None) -> bool:
     return domain.reason not in ("Unknown", "Failed", domain.owner.was) or ran(vm, request)
 
 
+UNTOLD = ("Unknown", "Failed")
+"""Reasons for being off that say nothing of a process that was there before."""
+
+
 def ran(vm: VirtualMachine, request: str) -> bool:
     """Whether status says that a process of this request was seen."""
     seen = vm.status.domain
@@ -79,12 +83,14 @@ def maybe_running(vm: VirtualMachine, domain: Domain, host: str) -> bool:
     """Whether a domain that libvirt calls off may still have a process: it was seen running, and no reason is known.
 
     libvirtd says Shutoff/Unknown after it lost its record of a running domain, and after every restart for all that
-    are off. A start that is refused makes that Failed, and proves as little. spec.confirmedOff, given after that was
-    seen on this host, is a person's word that there is none.
+    are off. A start that is refused makes that Failed, and proves as little; a libvirtd that ended in the middle of it
+    says Crashed, or Daemon, of the process that was refused. spec.confirmedOff, given after that was seen on this
+    host, is a person's word that there is none.
     """
-    if domain.active or domain.reason not in ("Unknown", "Failed") or (domain.owner and domain.owner.off):
-        return False
     seen, word = vm.status.domain, vm.spec.confirmed_off
+    nothing = ("Unknown", "Failed", "Crashed", "Daemon") if seen and seen.reason == "RecordLost" else UNTOLD
+    if domain.active or domain.reason not in nothing or (domain.owner and domain.owner.off):
+        return False
     if seen is None or not (seen.state in ACTIVE_STATES or seen.reason == "RecordLost"):
         return False
     if vm.status.host not in (None, host) and vm.status.migration is None:

@@ -148,5 +148,6 @@ def _out(stats: dict[str, Any], max_downtime: int | None) -> Out:
 
 def _max_downtime(one: Virt) -> int | None:
     with contextlib.suppress(libvirt.libvirtError):  # the job may have ended meanwhile
-        return int(one.migrateGetMaxDowntime(0))
+        limit: int | None = one.migrateGetMaxDowntime(0)  # None: so does the binding say of some failures (measured)
+        return limit
     return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -21,9 +22,18 @@ from typing import Any, Generic, TypeVar
 import libvirt
 
 from homeostat.hosts import lanes, sockets
-from homeostat.hosts.driver import NO_CONNECT, OPERATION_TIMEOUT, RPC, Credentials, HostError, HostUnreachable
+from homeostat.hosts.driver import (
+    INTERNAL_ERROR,
+    NO_CONNECT,
+    OPERATION_TIMEOUT,
+    RPC,
+    Credentials,
+    HostError,
+    HostUnreachable,
+)
 from homeostat.hosts.uri import Address, certificate_fault, check, peers, with_pki
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Virt = Any  # libvirt-python has no types: libvirt.virConnect
 MOST_ATTEMPTS = 4
@@ -167,6 +177,9 @@ class Call(Generic[T]):
             self._post(self.settle, None, error)
         except libvirt.libvirtError as error:
             self._post(self.settle, None, self._session.translate(error))
+        except Exception as error:  # ours, or of the binding: it must not end the thread that others wait for
+            log.exception("a call to a host failed in a way nobody foresaw")
+            self._post(self.settle, None, HostError(INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
         else:
             self._post(self.settle, result, None)
 

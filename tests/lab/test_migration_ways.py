@@ -74,8 +74,7 @@ def test_a_restless_guest_is_switched_over_by_force_when_the_time_is_out(rig: Ri
     limit = {"completionTimeoutSecondsPerGiB": 2, "onTimeout": "ForceComplete"}
     move(rig, "go", "web", target=H2, policy=FAST | limit)
     status = finished(rig, "go", "Migrated")
-    assert status["progress"]["downtimeLimitMilliseconds"] > 20
-    assert status["progress"]["elapsedSeconds"] >= 4
+    assert status["progress"]["elapsedSeconds"] >= 4  # without force it is copied for ever: see the one under PreCopy
     only_on(rig, "web", h2)
     assert running(rig, uuid, h2)
 

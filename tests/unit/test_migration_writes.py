@@ -26,9 +26,8 @@ def after(
     since = first_seen(old, COPIES, target, now)
     seen = replace(view(COPIES, target, **known), now=now, since=since)
     told = report.status(old, seen, decide(old, intent_of(old), seen))
-    status = told.model_copy(
-        update={"progress": report.progress(progress), "cost": report.cost_so_far(old.status.cost, progress)}
-    )
+    figures, cost = report.progress(progress, old.status.progress), report.cost_so_far(old.status.cost, progress)
+    status = told.model_copy(update={"progress": figures, "cost": cost})
     stored = VirtualMachineMigration.model_validate(old.model_dump(by_alias=True) | {"status": status.wire()})
     return report.due(old.status, status, progress, 5.0), stored
 
@@ -67,3 +66,10 @@ def test_while_it_is_stopped_nothing_is_written_though_the_rates_change() -> Non
     _, told = at(asked, 1, 200)
     assert not at(told, 3, 300)[0]
     assert not at(told, 4.9, 400)[0]
+
+
+def test_a_downtime_limit_that_is_not_told_just_now_stays_as_it_was_known() -> None:
+    known = report.progress(FIRST, None)
+    assert known.downtime_limit_milliseconds is not None
+    untold = report.progress(replace(FIRST, downtime_limit_ms=None), known)
+    assert untold.downtime_limit_milliseconds == known.downtime_limit_milliseconds

@@ -98,15 +98,16 @@ def planned(migration: VirtualMachineMigration, plan: Plan, now: datetime) -> Vi
     )
 
 
-def progress(progress: Progress) -> ProgressStatus:
-    """What is shown of a copy under way."""
+def progress(progress: Progress, old: ProgressStatus | None) -> ProgressStatus:
+    """What is shown of a copy under way; the downtime limit last known, when libvirt does not tell it just now."""
+    known = old.downtime_limit_milliseconds if old else None
     done = 100 - min(100, -(-100 * progress.remaining // progress.size)) if progress.size else 0
     return ProgressStatus(
         percent=done,
         remaining_mib=progress.remaining // MIB,
         dirty_mib_per_second=progress.dirty_rate // MIB,
         bandwidth_mib_per_second=progress.bandwidth // MIB,
-        downtime_limit_milliseconds=progress.downtime_limit_ms,
+        downtime_limit_milliseconds=known if progress.downtime_limit_ms is None else progress.downtime_limit_ms,
         iteration=progress.iteration,
         elapsed_seconds=int(progress.elapsed),
     )

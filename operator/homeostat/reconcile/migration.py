@@ -227,7 +227,7 @@ class MigrationReconciler:
         status = report.status(attempt.migration, sight.view, decision)
         if sight.progress is not None:
             cost = report.cost_so_far(old.cost, sight.progress)
-            status = status.model_copy(update={"progress": report.progress(sight.progress), "cost": cost})
+            status = status.model_copy(update={"progress": report.progress(sight.progress, old.progress), "cost": cost})
         if decision.say.reason == "Migrated" and (told := await self._cost(attempt.intent)) is not None:
             cost = report.cost_at_end(status.cost, told.transferred, told.downtime)
             status = status.model_copy(update={"cost": cost})

@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -151,66 +150,6 @@ def test_a_newer_mark_than_the_object_stops_starts_until_every_host_answered() -
     assert blocked.action is None
     assert blocked.say.reason == "StoreBehind"
     assert decide(old, view(host("a", newer), host("b", Absent())), NOW).action is not None
-
-
-DISKS = {"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}]}
-VOLUMES = {"default": frozenset({f"shop_web_root_{UID}.qcow2"})}
-LOST: dict[str, Any] = {"domain": {"state": "Running", "reason": "Booted"}, "host": "a"}
-
-
-def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() -> None:
-    there = Present(domain(settled(DISKS)))
-    moved = settled({"placement": {"host": "b"}, **DISKS}, LOST)
-    assert decide(moved, view(host("a", there, volumes=VOLUMES), host("b", Absent())), NOW).action == act.Start(
-        "a", UID
-    )
-    going = settled(DISKS, LOST, deletionTimestamp="2026-01-01T00:00:00Z")
-    probe = decide(going, view(host("a", there)), NOW).action
-    assert isinstance(probe, act.Mark)
-    assert probe.owner.probe
-    probing = Present(domain(going, owner=owner(going, probe=True)))
-    assert decide(going, view(host("a", probing)), NOW).action == act.Start("a", UID, paused=True)
-
-
-@pytest.mark.parametrize("reason", ["Unknown", "Failed", "Crashed", "Daemon"])
-def test_a_start_that_came_to_nothing_beside_a_lost_process_does_not_have_it_forgotten(reason: str) -> None:
-    """A libvirtd that ended in the middle of a start that the lock refused says Crashed of the refused process."""
-    lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
-    going = settled(DISKS, lost, deletionTimestamp="2026-01-01T00:00:00Z")
-    there = Present(domain(going, reason=reason))
-    action = decide(going, view(host("a", there)), NOW).action
-    assert isinstance(action, act.Mark)
-    assert action.owner.probe
-    starting = Present(domain(going, state="Paused", reason="StartingUp"))
-    for answer in (there, starting):
-        known = view(host("a", answer))
-        seen = report.status(going, known, decide(going, known, NOW), NOW).domain
-        assert seen is not None
-        assert seen.reason == "RecordLost"
-
-
-def test_a_probe_that_is_refused_proves_nothing() -> None:
-    lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
-    going = settled(DISKS, lost, deletionTimestamp="2026-01-01T00:00:00Z")
-    refused = domain(going, reason="Failed", owner=owner(going, probe=True))
-    assert decide(going, view(host("a", Present(refused))), NOW).action == act.Start("a", UID, paused=True)
-    ended = domain(going, reason="Destroyed", owner=owner(going, probe=True))
-    assert decide(going, view(host("a", Present(ended))), NOW).action == act.Undefine("a", UID)
-
-
-def test_without_a_disk_no_lock_tells_so_a_person_has_to() -> None:
-    there = view(host("a", Present(domain(settled()))))
-    lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
-    metas: list[dict[str, Any]] = [{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}]
-    for gone in metas:
-        decision = decide(settled(status=lost, **gone), there, NOW)
-        assert (decision.action, decision.say.reason) == (None, "RecordLost")
-        early = {"confirmedOff": {"host": "a", "since": "2025-12-30T00:00:00Z"}}
-        assert decide(settled(early, lost, **gone), there, NOW).action is None
-        told = {"confirmedOff": {"host": "a", "since": "2025-12-31T00:00:01Z"}}
-        assert decide(settled(told, lost, **gone), there, NOW).action == (
-            act.Undefine("a", UID) if gone else act.Start("a", UID)
-        )
 
 
 def test_a_managed_save_stops_a_start_until_its_owner_says_what_becomes_of_it() -> None:

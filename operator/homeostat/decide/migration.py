@@ -136,7 +136,9 @@ def _roll_back(case: Case) -> MigrationDecision:
     if isinstance(case.view.target, Seen):
         return _remove_target(case)
     if case.view.calling:
-        return say(case, "Preparing" if case.migration.status.start_time is None else "NotMoved")
+        waits = f"{case.stop}; libvirt's call has to return first, or to show a job that can be stopped"
+        reason = "Preparing" if case.migration.status.start_time is None else "NotMoved"
+        return say(case, reason, waits if case.stop else "")
     ended = case.view.ended or case.marks.not_prepared
     if not case.stop and not ended and case.migration.status.start_time is None:
         return _begin(case)

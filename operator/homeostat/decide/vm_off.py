@@ -35,6 +35,8 @@ def _start(case: Case, place: Place) -> Decision:
     survivor = runstrategy.maybe_running(vm, domain, host.name)
     if survivor and not runstrategy.lockable(domain):
         return _no_lock(host)
+    if survivor and (first := _on_record(case, host)) is not None:
+        return first
     tied = survivor or domain.managed_save  # an image that is still there is to be restored, where it is
     if placement.unwanted(vm, host) is not None and not tied:
         return _move(case, place)
@@ -89,12 +91,23 @@ def probe(case: Case, place: Place) -> Decision:
     domain, host = place.domain, place.host
     if not runstrategy.lockable(domain):
         return _no_lock(host)
-    if (wait := backing_off(case, "RecordLost")) is not None:
+    if (wait := _on_record(case, host) or backing_off(case, "RecordLost")) is not None:
         return wait
     say = Say("RecordLost", f"Hypervisor {host.name} says Shutoff/Unknown")
     if domain.owner is None or not domain.owner.probe:
         return do(case, act.Mark(host.name, domain.uuid, replace(kept(case, domain), probe=True)), say, host)
     return do(case, act.Start(host.name, domain.uuid, paused=True), say, host)
+
+
+def _on_record(case: Case, host: HostView) -> Decision | None:
+    """That a process may be left is written down before a start beside it is tried.
+
+    Whoever goes on after a crash in the middle of that start finds what libvirt says of the process that was refused.
+    """
+    seen = case.vm.status.domain
+    if seen is not None and seen.reason == "RecordLost":
+        return None
+    return Decision(Say("RecordLost", f"Hypervisor {host.name} says Shutoff/Unknown"), requeue_after=0.0)
 
 
 def _no_lock(host: HostView) -> Decision:

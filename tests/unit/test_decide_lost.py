@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM that was last seen running and is off for no known reason: its process may be left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from homeostat.api import actions as act
+from homeostat.api.observed import Absent, Present
+from homeostat.decide import report
+from homeostat.decide.vm import decide
+from tests.unit.test_decide_vm import NOW, UID, domain, host, owner, settled, view
+
+DISKS = {"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}]}
+VOLUMES = {"default": frozenset({f"shop_web_root_{UID}.qcow2"})}
+RAN: dict[str, Any] = {"domain": {"state": "Running", "reason": "Booted"}, "host": "a"}
+LOST = RAN | {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}}
+
+
+@pytest.mark.parametrize("meta", [{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}])
+def test_that_a_process_may_be_left_is_on_record_before_anything_is_started_beside_it(meta: dict[str, Any]) -> None:
+    """Whoever goes on after a crash in the middle of that start finds what libvirt says of the refused process."""
+    ran = settled(DISKS, RAN, **meta)
+    there = view(host("a", Present(domain(ran)), volumes=VOLUMES))
+    first = decide(ran, there, NOW)
+    assert (first.action, first.say.reason, first.requeue_after) == (None, "RecordLost", 0.0)
+    assert not report.passing(ran, first)
+    written = report.status(ran, there, first, NOW).domain
+    assert written is not None
+    assert written.reason == "RecordLost"
+    then = decide(settled(DISKS, LOST, **meta), there, NOW).action
+    assert isinstance(then, act.Mark if meta else act.Start)
+
+
+def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() -> None:
+    there = Present(domain(settled(DISKS)))
+    moved = settled({"placement": {"host": "b"}, **DISKS}, LOST)
+    assert decide(moved, view(host("a", there, volumes=VOLUMES), host("b", Absent())), NOW).action == act.Start(
+        "a", UID
+    )
+    going = settled(DISKS, LOST, deletionTimestamp="2026-01-01T00:00:00Z")
+    probe = decide(going, view(host("a", there)), NOW).action
+    assert isinstance(probe, act.Mark)
+    assert probe.owner.probe
+    probing = Present(domain(going, owner=owner(going, probe=True)))
+    assert decide(going, view(host("a", probing)), NOW).action == act.Start("a", UID, paused=True)
+
+
+@pytest.mark.parametrize("reason", ["Unknown", "Failed", "Crashed", "Daemon"])
+def test_a_start_that_came_to_nothing_beside_a_lost_process_does_not_have_it_forgotten(reason: str) -> None:
+    """A libvirtd that ended in the middle of a start that the lock refused says Crashed of the refused process."""
+    lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
+    going = settled(DISKS, lost, deletionTimestamp="2026-01-01T00:00:00Z")
+    there = Present(domain(going, reason=reason))
+    action = decide(going, view(host("a", there)), NOW).action
+    assert isinstance(action, act.Mark)
+    assert action.owner.probe
+    starting = Present(domain(going, state="Paused", reason="StartingUp"))
+    for answer in (there, starting):
+        known = view(host("a", answer))
+        seen = report.status(going, known, decide(going, known, NOW), NOW).domain
+        assert seen is not None
+        assert seen.reason == "RecordLost"
+
+
+def test_a_probe_that_is_refused_proves_nothing() -> None:
+    lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
+    going = settled(DISKS, lost, deletionTimestamp="2026-01-01T00:00:00Z")
+    refused = domain(going, reason="Failed", owner=owner(going, probe=True))
+    assert decide(going, view(host("a", Present(refused))), NOW).action == act.Start("a", UID, paused=True)
+    ended = domain(going, reason="Destroyed", owner=owner(going, probe=True))
+    assert decide(going, view(host("a", Present(ended))), NOW).action == act.Undefine("a", UID)
+
+
+def test_without_a_disk_no_lock_tells_so_a_person_has_to() -> None:
+    there = view(host("a", Present(domain(settled()))))
+    lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
+    metas: list[dict[str, Any]] = [{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}]
+    for gone in metas:
+        decision = decide(settled(status=lost, **gone), there, NOW)
+        assert (decision.action, decision.say.reason) == (None, "RecordLost")
+        early = {"confirmedOff": {"host": "a", "since": "2025-12-30T00:00:00Z"}}
+        assert decide(settled(early, lost, **gone), there, NOW).action is None
+        told = {"confirmedOff": {"host": "a", "since": "2025-12-31T00:00:01Z"}}
+        assert decide(settled(told, lost, **gone), there, NOW).action == (
+            act.Undefine("a", UID) if gone else act.Start("a", UID)
+        )

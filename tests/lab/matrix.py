@@ -269,8 +269,7 @@ class Bed:
         self._moved = None
         with self._proxy(self.directory / "abandon.jsonl", []):
             self._supervise()
-            self.rig.delete("vmmig", vm)
-            self.rig.delete("vm", vm)
+            self.rig.kubectl("delete", "vmmig,vm", vm, "-n", "default", "--wait=false", "--ignore-not-found")
             self._until(lambda: self.rig.get("vm", vm) is None, "the VM to go")
 
     def _runs(self, vm: str, uuid: str) -> bool:
@@ -353,7 +352,7 @@ class Scenario:
 
     def clean(self, bed: Bed) -> list[Effect]:
         """The effects of a run without a fault. RuntimeError when something is wrong with it."""
-        outcome, lines = self.run(bed, "clean", None, "")
+        outcome, lines = self.run(bed, f"clean-{self.name}", None, "")
         if outcome.wrong:
             raise RuntimeError(f"{self.name}, without a fault: {outcome.wrong}")
         return [each for each in effects(lines) if each.occurrence <= self.sure.get(each.name, each.occurrence)]

@@ -120,6 +120,7 @@ def test_defaults_land_in_etcd(cluster: Cluster, server: Server, namespace: str)
         "guestAgent": "Enabled",
         "terminationGracePeriodSeconds": 120,
         "deletionPolicy": "Destroy",
+        "evacuation": "Stay",
         "takeover": "Never",
     }
 

@@ -144,6 +144,28 @@ async def _with_a_local_disk(world: World) -> None:
     await world.settle(90)
 
 
+async def _agreed(world: World) -> None:
+    """It cannot be moved, and may be off while its host is evacuated."""
+    world.vm("web", disks=[DISK | {"pool": "local"}], evacuation="ShutOff")
+    await world.running("web")
+    await world.settle(90)
+
+
+async def _off_meanwhile(world: World) -> None:
+    await _agreed(world)
+    _maintain(world, "Evacuate")
+    await world.run_until(lambda: _evacuated(world))
+    await world.settle(90)
+
+
+def _maintain(world: World, maintenance: str) -> object:
+    return world.edit("hv", world.status("web")["host"], maintenance=maintenance)
+
+
+def _evacuated(world: World) -> bool:
+    return world.status("web").get("reason") == "Evacuated" and not world.process("web")
+
+
 def _migrate_with_its_disk(world: World, **spec: object) -> object:
     copy = {"type": "Full", "disks": ["root"]}
     return world.apply("vmmig", "go", {"vmRef": {"name": "web"}, "storageCopy": copy} | spec, namespace="default")
@@ -172,6 +194,8 @@ SCENARIOS = (
     Scenario("reschedule", _halted, _move, _moved),
     Scenario("delete", _with_two_disks, lambda w: w.delete("vm", "web"), _gone),
     Scenario("migrate", _with_checkpoints, _migrate, _carried_over, stride=11),
+    Scenario("evacuate", _agreed, lambda w: _maintain(w, "Evacuate"), _evacuated, stride=5),
+    Scenario("return", _off_meanwhile, lambda w: _maintain(w, "Off"), _runs, stride=5),
     Scenario("copy", _with_a_local_disk, _migrate_with_its_disk, _migrated, stride=13),
     Scenario("copy stopped", _with_a_local_disk, _copy_and_stop, _migrated, stride=17),
 )
@@ -219,7 +243,7 @@ def _host(world: World, effect: Effect) -> str:
 
 def _host_cordoned(world: World, goal: Goal, effect: Effect) -> Goal:
     name = _host(world, effect)
-    if goal is _moved and name == "h1":
+    if (goal is _moved and name == "h1") or goal is _evacuated:
         raise Pointless
     world.edit("hv", name, maintenance="Cordon")
     return goal

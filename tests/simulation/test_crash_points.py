@@ -19,6 +19,8 @@ ACTIONS = {
     "restart": {"shutdown", "define", "create", "PATCH status vm by homeostat-vm"},
     "reschedule": {"undefine", "define", "create", "PATCH status vm by homeostat-candidates"},
     "delete": {"shutdown", "undefine", "delete_volume", "PATCH vm"},
+    "evacuate": {"shutdown", "set_metadata", "PATCH status vm by homeostat-vm"},
+    "return": {"define", "create"},
     "copy": {"create_volume", "delete_volume", "migrate", "PATCH status vmmig by homeostat-migration"},
     "copy stopped": {"create_volume", "delete_volume", "migrate", "abort_job"},
     "migrate": {

@@ -220,7 +220,8 @@ class HypervisorSpec(Model):
     """Memory of the host that no virtual machine is promised."""
     maintenance: Literal["Off", "Cordon", "Evacuate"] = "Off"
     """Cordon: no virtual machine is newly placed here; those that are here stay and are kept as they should be.
-    Evacuate: as Cordon, and those that run here are moved away by live migrations; none is shut down for it."""
+    Evacuate: as Cordon, and those that run here are moved away by live migrations; what cannot be moved runs
+    on, or is shut down if its own spec.evacuation says so."""
     migration: HostMigration = HostMigration()
     """How this host takes part in live migrations."""
     out_of_service: OutOfService | None = None
@@ -307,7 +308,9 @@ class EvacuationStatus(Model):
     moving: Count | None = None
     """Virtual machines that are on their way, or queued to be."""
     remaining: Count | None = None
-    """Virtual machines that are still here, the moving and the blocked ones among them."""
+    """Virtual machines that still run here, or are to, the moving and the blocked ones among them."""
+    shut_off: Count | None = None
+    """Virtual machines that are off for it, because their spec.evacuation is ShutOff."""
     blocked: Annotated[tuple[BlockedVM, ...], Field(max_length=100), map_by("vm")] = ()
     """Virtual machines that do not leave, and why; at most 100 are listed."""
 

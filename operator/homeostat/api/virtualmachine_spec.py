@@ -338,6 +338,9 @@ class VirtualMachineSpec(Model):
     """How long the guest may take to shut down before its process is ended."""
     deletion_policy: Literal["Destroy", "Release"] = "Destroy"
     """What happens to the domain when this object is deleted: Destroy ends it, Release leaves it as it is, running."""
+    evacuation: Literal["Stay", "ShutOff"] = "Stay"
+    """What happens when its host is evacuated and it cannot be moved live. Stay: it runs on; the Hypervisor names it.
+    ShutOff: it is shut down, and started again when the evacuation is over, or on another host that placement names."""
     domain_uuid: UUID | None = None
     """UUID of the libvirt domain, for taking over one that exists. Set at creation only. Unset: this object's UID."""
     takeover: Literal["Never", "Unowned", "PreviousIncarnation"] = "Never"

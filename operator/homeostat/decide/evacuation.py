@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hypervisor.spec.maintenance Evacuate: which migrations are to be made or cancelled, and how far it is.
 
-Nothing is shut down for it. What cannot move is named with its reason; the limits and the turns are the migrations' own
-matter.
+Nothing is shut down here: what cannot move is named with its reason, and may be shut down by its own spec.evacuation
+(homeostat.decide.vm_evacuation). The limits and the turns are the migrations' own matter.
 """
 
 from __future__ import annotations
@@ -71,10 +71,17 @@ def evacuate(
     if hypervisor.spec.maintenance != "Evacuate":
         return Evacuation(cancel=tuple(_key(each) for each in made if not _begun(each)))
     old = hypervisor.status.evacuation or EvacuationStatus(since=now)
-    verdicts = [_verdict(hypervisor, vm, migratable, attempts, now) for vm in sorted(here, key=_name)]
+    up, off = _split(sorted(here, key=_name))
+    verdicts = [_verdict(hypervisor, vm, migratable, attempts, now) for vm in up]
     room = 2 * hypervisor.spec.migration.max_outbound - sum(verdict.moving for verdict in verdicts)
     make = tuple(verdict.make for verdict in verdicts if verdict.make is not None)[: max(room, 0)]
-    return Evacuation(make=make, status=_status(old, made, verdicts))
+    return Evacuation(make=make, status=_status(old, made, verdicts, off))
+
+
+def _split(here: list[VirtualMachine]) -> tuple[list[VirtualMachine], list[VirtualMachine]]:
+    """Those that run or are to, and those that are off for this. The others, which rest, are in nobody's way."""
+    up = [vm for vm in here if vm.status.state != "Stopped"]
+    return up, [vm for vm in here if vm.status.reason == "Evacuated"]
 
 
 def _verdict(
@@ -103,7 +110,9 @@ def _new(hypervisor: Hypervisor, vm: VirtualMachine, attempt: int) -> NewMigrati
     return NewMigration(vm.metadata.namespace, name, vm.metadata.name, {LABEL: hypervisor.metadata.uid})
 
 
-def _status(old: EvacuationStatus, made: list[VirtualMachineMigration], verdicts: list[Verdict]) -> EvacuationStatus:
+def _status(
+    old: EvacuationStatus, made: list[VirtualMachineMigration], verdicts: list[Verdict], off: list[VirtualMachine]
+) -> EvacuationStatus:
     blocked = [
         BlockedVM(vm=_name(each.vm), reason=each.blocked.reason, message=each.blocked.detail[:1024] or None)
         for each in verdicts
@@ -115,6 +124,7 @@ def _status(old: EvacuationStatus, made: list[VirtualMachineMigration], verdicts
         moved=max(old.moved or 0, sum(_moved(each) and _after(each, old.since) for each in made)),
         moving=sum(each.moving for each in verdicts),
         remaining=len(verdicts),
+        shut_off=len(off) or None,
         blocked=tuple(blocked[:MOST_LISTED]),
     )
 

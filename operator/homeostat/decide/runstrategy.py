@@ -6,8 +6,9 @@ from __future__ import annotations
 from homeostat.api.observed import ACTIVE_STATES, Domain
 from homeostat.api.virtualmachine import VirtualMachine
 
-WAYS_OFF = ("Shutdown", "Crashed", "Destroyed", "Failed", "Unknown")
-"""How libvirt says a domain went off.
+EVACUATED = "Evacuated"
+WAYS_OFF = ("Shutdown", "Crashed", "Destroyed", "Failed", "Unknown", EVACUATED)
+"""How a domain went off: as libvirt says it, or for its host's evacuation.
 
 SIGTERM to QEMU looks like the guest's own Shutdown, SIGKILL like Crashed (measured).
 """
@@ -16,7 +17,7 @@ SIGTERM to QEMU looks like the guest's own Shutdown, SIGKILL like Crashed (measu
 RESTARTS = {
     "Always": frozenset(WAYS_OFF),
     "RerunOnFailure": frozenset(WAYS_OFF) - {"Shutdown"},
-    "Manual": frozenset[str](),
+    "Manual": frozenset({EVACUATED}),
     "Halted": frozenset[str](),
 }
 
@@ -39,9 +40,14 @@ def stays(vm: VirtualMachine) -> bool:
     return vm.spec.run_strategy != "Halted" and vm.spec.power.state != "Stopped"
 
 
-def way_off(domain: Domain) -> str:
-    """How the domain's last process ended: what we recorded when we saw it, else libvirt's reason."""
-    return (domain.owner.off if domain.owner and domain.owner.off else None) or domain.reason
+def way_off(vm: VirtualMachine, domain: Domain) -> str:
+    """How the domain's last process ended: what we recorded when we saw it, else for what we ended it, else libvirt's.
+
+    That the guest is asked to power off for an evacuation is on record before it is asked.
+    """
+    if domain.owner and domain.owner.off:
+        return domain.owner.off
+    return EVACUATED if vm.status.reason == "Evacuating" else domain.reason
 
 
 def served(vm: VirtualMachine, domain: Domain | None) -> bool:

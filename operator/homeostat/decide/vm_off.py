@@ -11,6 +11,7 @@ from homeostat.decide import placement, runstrategy, wanted
 from homeostat.decide.view import Decision, HostView, Say
 from homeostat.decide.vm_case import Case, do
 from homeostat.decide.vm_definition import define, kept, prepared
+from homeostat.decide.vm_evacuation import stays_off
 from homeostat.decide.vm_retry import backing_off
 from homeostat.decide.vm_storage import storage
 from homeostat.decide.whereabouts import Place, blindness, foreignness
@@ -19,12 +20,16 @@ from homeostat.decide.whereabouts import Place, blindness, foreignness
 def off(case: Case, place: Place) -> Decision:
     """The next step for a definition without a process."""
     vm, domain = case.vm, place.domain
-    went, served = runstrategy.way_off(domain), runstrategy.served(vm, domain)
-    if runstrategy.starts(vm.spec.run_strategy, went, served=served, power_state=vm.spec.power.state):
+    went, served = runstrategy.way_off(vm, domain), runstrategy.served(vm, domain)
+    starts = runstrategy.starts(vm.spec.run_strategy, went, served=served, power_state=vm.spec.power.state)
+    evacuated = starts and stays_off(vm, place.host)
+    if starts and not evacuated:
         return _start(case, place)
     if runstrategy.maybe_running(vm, domain, place.host.name):
         return probe(case, place)
-    return _stay_off(case, place, went)
+    if evacuated:
+        return _stay_off(case, place, runstrategy.EVACUATED, Say("Evacuated", f"it is on Hypervisor {place.host.name}"))
+    return _stay_off(case, place, went, at_rest(vm))
 
 
 def _start(case: Case, place: Place) -> Decision:
@@ -115,10 +120,9 @@ def _no_lock(host: HostView) -> Decision:
     return Decision(Say("RecordLost", detail))
 
 
-def _stay_off(case: Case, place: Place, went: str) -> Decision:
+def _stay_off(case: Case, place: Place, went: str, say: Say) -> Decision:
     """Leave a mark of how it went off: libvirt forgets its reasons when it restarts."""
     vm, domain, there = case.vm, place.domain, place.domain.owner
-    say = at_rest(vm)
     if say.reason == "NotRequested":
         say = Say(say.reason, f"it went off: {went}")
     way = "Halted" if say.reason in ("Halted", "StoppedAsAsked") else went

@@ -12,6 +12,7 @@ from homeostat.decide import runstrategy, wanted
 from homeostat.decide.view import Decision, Say
 from homeostat.decide.vm_case import Case, do
 from homeostat.decide.vm_definition import define, kept
+from homeostat.decide.vm_evacuation import shut_off
 from homeostat.decide.vm_retry import SHORT_RUN_SECONDS
 from homeostat.decide.whereabouts import Place
 
@@ -26,6 +27,8 @@ def running(case: Case, place: Place) -> Decision:
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
     if not runstrategy.stays(vm):
         return stop(case, place, Say("Stopping"), _since(case, "Stopping"))
+    if why := shut_off(case, place):
+        return stop(case, place, Say("Evacuating", why), _since(case, "Evacuating"))
     # A store that was set back forgot what the process was started for: it asks for nothing by that.
     asked = domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request
     if asked and not case.where.behind:

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM whose host is evacuated: whether its owner lets it be off meanwhile (spec.evacuation)."""
+
+from __future__ import annotations
+
+from homeostat.api.observed import RUNNING_STATES, Unknown
+from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import migratable, placement
+from homeostat.decide.view import HostView
+from homeostat.decide.vm_case import Case
+from homeostat.decide.whereabouts import Place
+
+TEMPORARY = ("BlockJob", "PendingDetach")
+"""Reasons against a migration that go by themselves."""
+
+
+def stays_off(vm: VirtualMachine, host: HostView) -> bool:
+    """Whether the VM, off on this host, is not to be started there: evacuated, its owner agrees, and wants no other."""
+    return _agreed(vm, host) and placement.unwanted(vm, host) is None
+
+
+def shut_off(case: Case, place: Place) -> str:
+    """Why the VM that runs here is shut down for its host's evacuation; "" when it is not.
+
+    Only when nothing but time could show that it can be moved: a host that was not heard from may be able to take it.
+    """
+    vm, domain, host = case.vm, place.domain, place.host
+    if not _agreed(vm, host) or domain.state not in RUNNING_STATES:
+        return ""
+    detail = f"spec.maintenance of Hypervisor {host.name} is Evacuate"
+    if vm.status.reason == "Evacuating":
+        return detail  # the guest was asked already, and may be about to go off
+    status, why = migratable.condition(vm, domain, host, case.view.hosts)
+    unheard = any(_unheard(each) for each in case.view.hosts.values())
+    stuck = status == "False" and why.reason not in TEMPORARY and not unheard
+    return f"{detail}, and it cannot be moved: {why.reason}" if stuck else ""
+
+
+def _unheard(host: HostView) -> bool:
+    return (host.facts is None or isinstance(host.answer, Unknown)) and not host.released
+
+
+def _agreed(vm: VirtualMachine, host: HostView) -> bool:
+    return vm.spec.evacuation == "ShutOff" and host.spec.maintenance == "Evacuate"

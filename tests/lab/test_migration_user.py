@@ -94,6 +94,20 @@ def test_kubectl_waits_for_the_end_and_watches_the_percent_rise(rig: Rig) -> Non
 # What is left of it
 
 
+def test_a_selector_names_the_hosts_that_will_do_and_without_a_target_any_other_host_does(rig: Rig) -> None:
+    placed(rig, "web")
+    rig.patch("hv", "h2", {"metadata": {"labels": {"generation": "new"}}})
+    move(rig, "selected", "web", target={"hostSelector": {"matchLabels": {"generation": "new"}}})
+    finished(rig, "selected", "Migrated")
+    only_on(rig, "web", rig.lab.hosts[1])
+    move(rig, "any", "web")
+    finished(rig, "any", "Migrated")
+    host = rig.running("web")
+    assert host != rig.lab.hosts[1]
+    only_on(rig, "web", host)
+    rig.patch("hv", "h2", {"metadata": {"labels": {"generation": None}}})
+
+
 def test_one_that_has_ended_goes_by_itself(rig: Rig) -> None:
     placed(rig, "web")
     move(rig, "go", "web", target=H2, ttlSecondsAfterFinished=15)

@@ -17,7 +17,7 @@ from homeostat.api.hypervisor import BlockedVM, EvacuationStatus, Hypervisor
 from homeostat.api.meta import GROUP, condition
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
-from homeostat.decide.migration import ended
+from homeostat.decide.migration import ended, ended_at
 from homeostat.decide.view import Say
 
 LABEL = f"{GROUP}/evacuates"
@@ -95,8 +95,8 @@ def _verdict(
     if any(not ended(each) for each in mine):
         return Verdict(vm, moving=True)
     failed = [each for each in mine if each.metadata.labels.get(LABEL) == hypervisor.metadata.uid and not _moved(each)]
-    last = max(failed, key=lambda each: each.status.completion_time or now, default=None)
-    if last is not None and (last.status.completion_time or now) + RETRY > now:
+    last = max(failed, key=lambda each: ended_at(each) or now, default=None)
+    if last is not None and (ended_at(last) or now) + RETRY > now:
         return Verdict(vm, blocked=Say(last.status.reason or "", _sentence(last)))
     status, say = migratable.get(vm.metadata.uid, ("Unknown", Say("HostsUnknown")))
     if status != "True":
@@ -144,8 +144,8 @@ def _moved(migration: VirtualMachineMigration) -> bool:
 
 
 def _after(migration: VirtualMachineMigration, since: datetime | None) -> bool:
-    ended_at = migration.status.completion_time
-    return since is None or (ended_at is not None and ended_at >= since)
+    end = ended_at(migration)
+    return since is None or (end is not None and end >= since)
 
 
 def _sentence(migration: VirtualMachineMigration) -> str:

@@ -61,8 +61,15 @@ def in_flight(migrations: Iterable[VirtualMachineMigration], vm: VirtualMachine)
 
 def ended(migration: VirtualMachineMigration) -> bool:
     """Whether status says that the attempt is over."""
+    return ended_at(migration) is not None
+
+
+def ended_at(migration: VirtualMachineMigration) -> datetime | None:
+    """When the attempt was seen to be over; None while it is not."""
     finished = condition(migration.status.conditions, "Finished")
-    return finished is not None and finished.status == "True"
+    if finished is None or finished.status != "True":
+        return None
+    return migration.status.completion_time or finished.last_transition_time
 
 
 def _is_of(migration: VirtualMachineMigration, vm: VirtualMachine) -> bool:

@@ -13,7 +13,7 @@ from homeostat.api import actions as act
 from homeostat.api.hypervisor import HypervisorSpec
 from homeostat.api.meta import FINALIZER
 from homeostat.api.migration import IntentStatus, VirtualMachineMigration
-from homeostat.api.migration_policy import EffectivePolicy
+from homeostat.api.migration_policy import EffectivePolicy, MigrationPolicy
 from homeostat.api.observed import Absent, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_copy as copies
@@ -175,15 +175,39 @@ def _check(found: Found, target: HostView) -> Plan | None:
 
 def policy_of(found: Found, target: HostView) -> EffectivePolicy | str:
     """The policy for this move, or a sentence on what cannot be done."""
-    tls = target.spec.migration.tls
-    encrypted = tls == "Enabled" if tls else peer_uri(target.spec).startswith("qemu+tls:")
     return policies.effective(
         found.migration.spec.policy,
         found.source.spec.migration.policy,
         found.fleet.policy,
-        target_tls=encrypted,
+        target_tls=_encrypted(target.spec),
         post_copy=_post_copy(found, target),
     )
+
+
+def policy_anew(
+    migration: VirtualMachineMigration,
+    intent: IntentStatus,
+    source: HypervisorSpec,
+    target: HypervisorSpec,
+    everywhere: MigrationPolicy | None,
+) -> EffectivePolicy:
+    """The policy of a migration that is under way and whose status has none: its own alone, if they conflict by now."""
+    for host, all_hosts in ((source.migration.policy, everywhere), (None, None)):
+        chosen = policies.effective(
+            migration.spec.policy,
+            host,
+            all_hosts,
+            target_tls=_encrypted(target),
+            post_copy=intent.post_copy == "Enabled",
+        )
+        if isinstance(chosen, EffectivePolicy):
+            return chosen
+    raise AssertionError(chosen)  # the API server has admitted it
+
+
+def _encrypted(target: HypervisorSpec) -> bool:
+    tls = target.migration.tls
+    return tls == "Enabled" if tls else peer_uri(target).startswith("qemu+tls:")
 
 
 def _post_copy(found: Found, target: HostView) -> bool:

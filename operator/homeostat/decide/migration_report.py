@@ -17,6 +17,7 @@ from homeostat.api.migration import (
     VirtualMachineMigrationStatus,
 )
 from homeostat.api.observed import ACTIVE_STATES, Absent, Answer, Present, Unknown
+from homeostat.decide.migration import ended_at
 from homeostat.decide.migration_case import MigrationDecision, MigrationView
 from homeostat.decide.migration_planning import Plan
 from homeostat.decide.migration_policy import MIB, Progress, progress_due
@@ -136,10 +137,10 @@ def cost_at_end(old: CostStatus | None, transferred: int, downtime_ms: int | Non
 
 def expiry(migration: VirtualMachineMigration) -> datetime | None:
     """When the object may be deleted: its ttl after the end; None for one that has not ended, or is being deleted."""
-    ended = migration.status.completion_time
-    if ended is None or migration.metadata.deleting:
+    end = ended_at(migration)
+    if end is None or migration.metadata.deleting:
         return None
-    return ended + timedelta(seconds=migration.spec.ttl_seconds_after_finished)
+    return end + timedelta(seconds=migration.spec.ttl_seconds_after_finished)
 
 
 def _decision(migration: VirtualMachineMigration, view: MigrationView, decision: MigrationDecision) -> DecisionStatus:

@@ -19,7 +19,7 @@ from homeostat.decide import migration_report as report
 from homeostat.decide.migration import first_seen
 from homeostat.decide.migration_case import MigrationView, asked_lately
 from homeostat.decide.migration_copy import Names
-from homeostat.decide.migration_plan import request
+from homeostat.decide.migration_plan import policy_anew, request
 from homeostat.decide.migration_policy import WAIT, Progress, advise
 from homeostat.decide.migration_table import WITHOUT_PROCESS, Seen, Side, kind
 from homeostat.decide.vm import stopping
@@ -84,6 +84,15 @@ class BothHosts:
     settings: Settings
     now: Callable[[], datetime]
     calls: Calls
+
+    def with_policy(self, migration: VirtualMachineMigration, intent: IntentStatus) -> VirtualMachineMigration:
+        """The migration with the policy that it lacks when an operator of another version did not write it."""
+        source = self.fleet.speaking_for(intent.source, intent.source_uuid)
+        target = self.fleet.speaking_for(intent.target, intent.target_uuid)
+        if migration.status.policy is not None or source is None or target is None:
+            return migration
+        policy = policy_anew(migration, intent, source.spec, target.spec, self.settings.migration_policy)
+        return migration.model_copy(update={"status": migration.status.model_copy(update={"policy": policy})})
 
     async def look(self, attempt: Attempt, volumes: Mapping[tuple[str, str], Names] | None = None) -> Sight:
         """Ask the source, then the target: one that has nothing after the other was seen without a job gets nothing."""

@@ -80,7 +80,9 @@ class MigrationReconciler:
         vm = await self._vm(migration)
         if migration.status.intent is None:
             return await self._plan(migration, seen, vm)
-        return await self._go_on(Attempt(key, seen, migration, migration.status.intent, vm, self._memory[key]))
+        intent = migration.status.intent
+        migration = self._hosts.with_policy(migration, intent)
+        return await self._go_on(Attempt(key, seen, migration, intent, vm, self._memory[key]))
 
     # Reading
 

@@ -18,6 +18,7 @@ from homeostat.decide.migration_policy import (
     GIB,
     MIB,
     MOST_DOWNTIME_MS,
+    STEPS,
     Advice,
     Progress,
     advise,
@@ -105,6 +106,14 @@ def test_a_quiet_guest_is_switched_over_within_a_small_downtime() -> None:
     assert guest.limit <= 150
 
 
+def test_a_guest_that_writes_little_is_not_down_for_longer_than_the_first_step() -> None:
+    """A limit that was raised while the first pass went on would only have it wait longer."""
+    for dirty, bandwidth in ((MIB // 2, 100 * MIB), (MIB // 100, 10 * MIB)):
+        guest = Guest(policy(), dirty, bandwidth, working_set=4 * MIB)
+        assert guest.run() == "Switched"
+        assert guest.limit == policy().max_downtime_milliseconds // STEPS
+
+
 def test_a_guest_that_writes_faster_than_is_copied_goes_to_post_copy_under_auto() -> None:
     guest = Guest(policy(mode="Auto"), 200 * MIB)
     assert guest.run() == "PostCopy"
@@ -113,7 +122,7 @@ def test_a_guest_that_writes_faster_than_is_copied_goes_to_post_copy_under_auto(
 
 
 def test_a_guest_that_writes_less_than_half_as_fast_as_is_copied_is_waited_for_under_auto() -> None:
-    auto, third = policy(mode="Auto"), progress(iteration=3, post_copy=True, downtime_limit_ms=150)
+    auto, third = policy(mode="Auto"), progress(iteration=3, post_copy=True)
     assert advise(auto, replace(third, dirty_rate=49 * MIB)).step == "Wait"
     assert advise(auto, replace(third, dirty_rate=50 * MIB)).step == "PostCopy"
 

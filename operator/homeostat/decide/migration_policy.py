@@ -13,6 +13,8 @@ from homeostat.api.migration_policy import SWITCHING, EffectivePolicy, Migration
 
 STEPS = 10
 """In how many steps the downtime limit reaches the policy's."""
+FIRST_PASSES = 2
+"""So many passes it takes at the least; a limit raised before that only has the guest wait longer."""
 MOST_DOWNTIME_MS = 2_000_000
 """The highest limit QEMU takes: at the next pass it switches over whatever is left."""
 FORCE_SECONDS = 60
@@ -143,10 +145,14 @@ def advise(policy: EffectivePolicy, progress: Progress) -> Advice:
 
 
 def downtime_limit_ms(policy: EffectivePolicy, progress: Progress) -> int:
-    """The downtime limit for now: a step more with each pass, all of it when half the completion time-out is over."""
+    """The downtime limit for now: a step more with each pass, all of it when half the completion time-out is over.
+
+    The first two passes have the first step: whether what is written in a pass fits is first seen at the end of them.
+    """
     pace = completion_seconds(policy, progress.size) / 2 / STEPS
-    step = min(max(progress.iteration, 1 + int(progress.elapsed / pace)), STEPS)
-    return max(policy.max_downtime_milliseconds * step // STEPS, 1)
+    late = progress.iteration > FIRST_PASSES
+    step = max(progress.iteration - FIRST_PASSES, int(progress.elapsed / pace)) if late else 0
+    return max(policy.max_downtime_milliseconds * min(1 + step, STEPS) // STEPS, 1)
 
 
 def _timed_out(policy: EffectivePolicy, progress: Progress) -> str:

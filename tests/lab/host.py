@@ -253,6 +253,10 @@ class Host:
         answers = ("--sport", "16509", "-d", peer.address, "-m", "length", "--length", "53:65535")
         self._filter("-A", "OUTPUT", *answers, "-j", "DROP")
 
+    def shun(self) -> None:
+        """Lose what its libvirtd says to this machine, and so to an operator; the other hosts hear it."""
+        self._filter("-A", "OUTPUT", "--sport", "16509", "-d", f"198.51.100.{self.network * 32 + 1}", "-j", "DROP")
+
     def refuse(self, peer: Host) -> None:
         """Lose what a peer's libvirtd says to its own, but not that the peer is gone."""
         said = ("--dport", "16509", "-s", peer.address, "!", "--tcp-flags", "RST", "RST")
@@ -270,7 +274,7 @@ class Host:
         self._filter("-A", "INPUT", "--dport", STREAMS, "-s", peer.address, "-j", "DROP")
 
     def unfilter(self) -> None:
-        """Undo `mute`, `refuse`, `part` and `swallow`."""
+        """Undo `mute`, `shun`, `refuse`, `part` and `swallow`."""
         for chain in ("OUTPUT", "INPUT"):
             run("ip", "netns", "exec", self.link, "iptables", "-w", "-F", chain)
 

@@ -63,6 +63,28 @@ def switch(rig: Rig, uuid: str) -> None:
     h1.virsh("migrate-setmaxdowntime", uuid, "60000")
 
 
+def in_mid_copy(rig: Rig, **policy: Any) -> str:
+    """A restless VM on its way from h1 to h2 that never gets there by itself; returns its UUID."""
+    uuid = placed(rig, "web")
+    move(rig, "go", "web", target={"host": "h2"}, policy=SLOW | policy)
+    copying(rig, "go")
+    return uuid
+
+
+def unanswered(rig: Rig) -> str:
+    """A restless VM that comes to its switchover from h1 to h2, and h1 is not told; returns its UUID."""
+    uuid = in_mid_copy(rig)
+    h1, h2 = rig.lab.hosts[:2]
+    h2.mute(h1)
+    switch(rig, uuid)
+    return uuid
+
+
+def in_row(rig: Rig, number: str, seconds: float = 60) -> None:
+    """Wait until the migration is in this row of the table."""
+    rig.until(lambda: rig.status("vmmig", "go")["decision"]["row"] == number, f"row {number}", seconds)
+
+
 def lose_the_answer(rig: Rig, uuid: str) -> None:
     """Let a Linux that is moved from h1 to h2 with LAST_PASSES switch over, and lose what h2 says of it.
 
@@ -160,7 +182,7 @@ def test_an_operator_that_dies_is_followed_by_one_that_goes_on_where_the_hosts_a
     if (row := ROWS.get(moment)) is not None:
         h2.mute(h1)
         switch(rig, uuid)
-        rig.until(lambda: rig.status("vmmig", "go")["decision"]["row"] == row, f"row {row}")
+        in_row(rig, row)
     rig.operator.kill()
     time.sleep(1)
     h2.unfilter()
@@ -173,13 +195,9 @@ def test_an_operator_that_dies_is_followed_by_one_that_goes_on_where_the_hosts_a
 
 
 def test_a_lost_answer_of_the_target_is_made_good_and_its_process_is_kept(rig: Rig) -> None:
-    uuid = placed(rig, "web")
-    h1, h2 = rig.lab.hosts[:2]
-    move(rig, "go", "web", target={"host": "h2"}, policy=SLOW)
-    copying(rig, "go")
-    h2.mute(h1)
-    switch(rig, uuid)
-    rig.until(lambda: rig.status("vmmig", "go")["decision"]["row"] == "6", "row 6")
+    uuid = unanswered(rig)
+    h2 = rig.lab.hosts[1]
+    in_row(rig, "6")
     pid = h2.qemu_pid(uuid)
     status = finished(rig, "go", "Migrated")
     assert status["lastMessage"]

@@ -19,7 +19,7 @@ from tests.lab.host import Host
 from tests.lab.processes import LabError
 from tests.lab.rig import Rig, linux
 from tests.lab.test_disks import GREETER, SECTOR, bootable, boots
-from tests.lab.test_migration import SLOW, copying, finished, move, only_on, placed, running, switch
+from tests.lab.test_migration import SLOW, copying, finished, in_row, move, only_on, placed, running, switch, unanswered
 from tests.lab.test_migration_user import statistics
 from tests.lab.test_migration_ways import CRAWLING, FAST, SHARED, up
 
@@ -293,16 +293,11 @@ def test_a_guest_that_powers_itself_off_when_it_has_arrived_stays_off_if_its_str
 
 def test_a_target_that_ran_and_crashed_before_its_answer_came_through_keeps_the_vm(rig: Rig) -> None:
     """Row 7b: the source is whole and paused, and must not go on."""
-    uuid = placed(rig, "web")
-    h1, h2 = rig.lab.hosts[:2]
-    move(rig, "go", "web", target=H2, policy=SLOW)
-    copying(rig, "go")
-    h2.mute(h1)
-    switch(rig, uuid)
-    rows = rows_of(rig)
-    rig.until(lambda: rows("6"), "row 6")
+    uuid = unanswered(rig)
+    h2 = rig.lab.hosts[1]
+    in_row(rig, "6")
     h2.kill_qemu(uuid)
-    rig.until(lambda: rows("7b"), "row 7b")
+    in_row(rig, "7b")
     finished(rig, "go", "MigratedThenOff")
     h2.unfilter()
     rig.until(lambda: h2.qemu_pid(uuid), "it to be started where it had gone")
@@ -312,13 +307,9 @@ def test_a_target_that_ran_and_crashed_before_its_answer_came_through_keeps_the_
 
 def test_a_target_that_ran_and_crashed_before_libvirt_gave_up_is_told_of(rig: Rig) -> None:
     """No lock is left, so that libvirt lets the source go on by itself, from where it stood still."""
-    uuid = placed(rig, "web")
+    uuid = unanswered(rig)
     h1, h2 = rig.lab.hosts[:2]
     pid = h1.qemu_pid(uuid)
-    move(rig, "go", "web", target=H2, policy=SLOW)
-    copying(rig, "go")
-    h2.mute(h1)
-    switch(rig, uuid)
     rig.until(lambda: running(rig, uuid, h2), "its CPUs to run on h2")
     h2.kill_qemu(uuid)
     finished(rig, "go", "RolledBack")
@@ -328,22 +319,13 @@ def test_a_target_that_ran_and_crashed_before_libvirt_gave_up_is_told_of(rig: Ri
     assert h1.qemu_pid(uuid) == pid
 
 
-def rows_of(rig: Rig) -> Callable[[str], bool]:
-    """Whether the migration is in this row of the table."""
-    return lambda row: rig.status("vmmig", "go")["decision"]["row"] == row
-
-
 # What the table says of hosts that fall silent after the switchover
 
 
 def test_a_source_that_waits_for_a_silent_target_is_left_alone_and_ended_when_it_is_seen(rig: Rig) -> None:
     """Row 10, then 6."""
-    uuid = placed(rig, "web")
+    uuid = unanswered(rig)
     h1, h2 = rig.lab.hosts[:2]
-    move(rig, "go", "web", target=H2, policy=SLOW)
-    copying(rig, "go")
-    h2.mute(h1)
-    switch(rig, uuid)
     rig.until(lambda: running(rig, uuid, h2), "its CPUs to run on h2")
     pids = h1.qemu_pid(uuid), h2.qemu_pid(uuid)
     h2.cut()
@@ -360,15 +342,11 @@ def test_a_source_that_waits_for_a_silent_target_is_left_alone_and_ended_when_it
 
 def test_a_source_that_falls_silent_at_the_switchover_is_waited_for(rig: Rig) -> None:
     """Row 13, then what the source shows."""
-    uuid = placed(rig, "web")
+    uuid = unanswered(rig)
     h1, h2 = rig.lab.hosts[:2]
-    move(rig, "go", "web", target=H2, policy=SLOW)
-    copying(rig, "go")
-    h2.mute(h1)
-    switch(rig, uuid)
     rig.until(lambda: running(rig, uuid, h2), "its CPUs to run on h2")
     h1.cut()
-    rig.until(lambda: rig.status("vmmig", "go")["decision"]["row"] == "13", "row 13")
+    in_row(rig, "13")
     pid = h2.qemu_pid(uuid)
     rig.stays(lambda: running(rig, uuid, h2) and h1.definition(uuid), "both are left as they are", 4)
     h2.unfilter()

@@ -110,7 +110,7 @@ def test_it_is_stopped_while_the_source_copies(of: VirtualMachineMigration, know
     decision = decided(of, view(COPIES, INCOMING, **known))
     assert (decision.say.reason, decision.action) == ("Aborting", act.AbortMigration("a", UID))
     assert decision.marks is not None
-    asked = of.model_copy(update={"status": of.status.model_copy(update={"marks": decision.marks})})
+    asked = marked(of, decision)
     assert decided(asked, view(COPIES, INCOMING, **known)).action is None
     later = view(COPIES, INCOMING, **known, now=NOW + timedelta(seconds=11))
     assert decided(asked, later).action == act.AbortMigration("a", UID)
@@ -172,6 +172,7 @@ def with_marks(source: Side, target: Side, age: float, begun: MigrationDecision)
 
 
 def marked(of: VirtualMachineMigration, decision: MigrationDecision) -> VirtualMachineMigration:
+    """The migration with the marks of a decision on record."""
     return of.model_copy(update={"status": of.status.model_copy(update={"marks": decision.marks})})
 
 
@@ -366,6 +367,11 @@ def test_an_answer_never_touches_an_unknown_side_or_hurries(source: Side, target
 # What is said
 
 
+def reported(of: VirtualMachineMigration, known: MigrationView) -> VirtualMachineMigration:
+    """The migration with the status that the decision about what is known gives it."""
+    return of.model_copy(update={"status": report.status(of, known, decided(of, known))})
+
+
 def test_the_time_of_a_pair_survives_the_operator_and_ends_with_the_pair() -> None:
     of = migration(BEGUN)
     known = view(HELD, ARRIVED, 0)
@@ -380,7 +386,7 @@ def test_the_time_of_a_pair_survives_the_operator_and_ends_with_the_pair() -> No
 def test_a_finished_one_says_so_and_expires_and_an_ambiguous_one_never() -> None:
     of = migration(BEGUN)
     known = view(GONE, ARRIVED)
-    done = of.model_copy(update={"status": report.status(of, known, decided(of, known))})
+    done = reported(of, known)
     assert {each.type: each.status for each in done.status.conditions} == {
         "Finished": "True",
         "Succeeded": "True",
@@ -390,7 +396,7 @@ def test_a_finished_one_says_so_and_expires_and_an_ambiguous_one_never() -> None
     assert ended(done)
     assert report.expiry(done) == NOW + timedelta(days=1)
     doubted = view(HELD, HELD, LONG)
-    open_ = of.model_copy(update={"status": report.status(of, doubted, decided(of, doubted))})
+    open_ = reported(of, doubted)
     assert {each.type: each.status for each in open_.status.conditions}["Ambiguous"] == "True"
     assert report.expiry(open_) is None
 
@@ -424,6 +430,6 @@ def test_the_vm_is_left_alone_from_the_intent_to_the_end() -> None:
     assert in_flight([of], vm) is of
     unplanned = of.model_copy(update={"status": of.status.model_copy(update={"intent": None})})
     known = view(GONE, ARRIVED)
-    done = of.model_copy(update={"status": report.status(of, known, decided(of, known))})
+    done = reported(of, known)
     other = of.model_copy(update={"metadata": of.metadata.model_copy(update={"namespace": "bank"})})
     assert in_flight([unplanned, done, other], vm) is None

@@ -78,6 +78,18 @@ def evacuate(
     return Evacuation(make=make, status=_status(old, made, verdicts, off))
 
 
+def read_of_vm(vm: VirtualMachine) -> tuple[object, ...]:
+    """What evacuations read of a VM."""
+    found = condition(vm.status.conditions, "Migratable")
+    able = (found.status, found.reason) if found else None
+    return vm.metadata.uid, vm.status.host, vm.status.state == "Stopped", vm.status.reason == "Evacuated", able
+
+
+def read_of_migration(migration: VirtualMachineMigration) -> tuple[object, ...]:
+    """What evacuations, and its VM, read of a migration."""
+    return migration.status.intent is not None, migration.metadata.deleting, ended(migration)
+
+
 def _split(here: list[VirtualMachine]) -> tuple[list[VirtualMachine], list[VirtualMachine]]:
     """Those that run or are to, and those that are off for this. The others, which rest, are in nobody's way."""
     up = [vm for vm in here if vm.status.state != "Stopped"]

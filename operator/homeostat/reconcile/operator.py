@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
+from homeostat.decide import evacuation
 from homeostat.decide.migration import ended
 from homeostat.decide.migration_turn import next_in_turn
 from homeostat.hosts.driver import Driver
@@ -51,6 +52,7 @@ class Operator:
         self.settings = settings = settings or Settings()
         self.client = Client(transport, namespace)
         self.fleet = Fleet(now, self._room_changed)
+        self._facts: dict[tuple[str, Key], object] = {}
         shared = (self.client, self.fleet, Recorder(transport, now), settings, now)
         self.hypervisors = Controller(
             "hypervisor",
@@ -132,8 +134,11 @@ class Operator:
         if plural == Hypervisor.plural:
             self.hypervisors.queue.add(key)
         elif plural == VirtualMachine.plural:
-            self.fleet.note_vm(key, _parsed(VirtualMachine, item) if there else None)
+            vm = _parsed(VirtualMachine, item) if there else None
+            self.fleet.note_vm(key, vm)
             self._wake_vm(key)
+            if self._news((plural, key), evacuation.read_of_vm(vm) if vm else None):
+                self._look_at_evacuations()
         else:
             self._seen_migration(key, item, there=there)
 
@@ -144,7 +149,19 @@ class Operator:
             self.migrations.queue.add(key)  # else it is a change that its own reconcile has made, or read
         if migration is not None and (ended(migration) or not there):
             self._give_turn(migration)
-        self.vms.queue.add((key[0], item["spec"]["vmRef"]["name"]))
+        facts = (migration.metadata.uid, evacuation.read_of_migration(migration)) if there and migration else None
+        if self._news((VirtualMachineMigration.plural, key), facts):  # not for progress
+            self.vms.queue.add((key[0], item["spec"]["vmRef"]["name"]))
+            self._look_at_evacuations()
+
+    def _news(self, about: tuple[str, Key], facts: object) -> bool:
+        """Whether what others read of an object is something else than at its last event; None when it is gone."""
+        old = self._facts.pop(about, None)
+        if facts is not None:
+            self._facts[about] = facts
+        return facts is None or facts != old
+
+    def _look_at_evacuations(self) -> None:
         for name, hypervisor in self.fleet.hypervisors.items():
             if hypervisor.spec.maintenance == "Evacuate":
                 self.hypervisors.queue.add(("", name))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from homeostat.api.migration import VirtualMachineMigration
 from homeostat.decide.migration_case import CallEnded
 from homeostat.reconcile.calls import Calls
 from tests.simulation.effects import Effect
@@ -26,10 +25,8 @@ def move(world: World, **spec: Any) -> None:
 
 
 def reason_at_end(world: World) -> str:
-    found = world.get("vmmig", "go")
-    status = VirtualMachineMigration.model_validate(found).status if found else None
-    done = any(each.type == "Finished" and each.status == "True" for each in (status.conditions if status else ()))
-    return (status.reason or "") if status and done else ""
+    done = world.condition("vmmig", "go", "Finished").get("status") == "True"
+    return str(world.status("go", "vmmig").get("reason", "")) if done else ""
 
 
 @pytest.mark.parametrize("fault", ["", "drop-request", "kill-before", "kill-after", "drop-reply"])

@@ -32,10 +32,10 @@ KEPT = {"intent", "phase", "reason", "conditions"}
 FIELDS = {camel(name) for name in VirtualMachineMigrationStatus.model_fields} - KEPT
 
 
-def patch_status(world: World, kind: str, name: str, status: Object) -> None:
-    """What kubectl patch --subresource=status --type=merge does."""
+def patch_status(world: World, kind: str, name: str, status: Object, manager: str = "kubectl") -> None:
+    """What kubectl patch --subresource=status --type=merge does, or who else writes there."""
     where = replace(world._target(kind, name, "" if kind == "hv" else "default"), subresource="status")
-    world.api.patch(where, {"status": status}, MERGE_PATCH)
+    world.api.patch(where, {"status": status}, MERGE_PATCH, manager)
 
 
 def lose(world: World, *fields: str) -> Object:

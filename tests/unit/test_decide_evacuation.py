@@ -6,6 +6,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from homeostat.api import reasons
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.migration import VirtualMachineMigration
@@ -105,9 +107,16 @@ def test_what_cannot_move_is_named_with_its_reason_and_left_running() -> None:
     assert found.cancel == ()
 
 
-def test_one_that_failed_is_tried_again_later_under_another_name() -> None:
+def test_a_reason_that_this_version_does_not_know_blocks_as_well() -> None:
+    blocked = evacuated(1, vm_0=("False", Say("Entangled"))).status
+    assert blocked is not None
+    assert [(each.vm, each.reason) for each in blocked.blocked] == [("shop/vm-0", "Entangled")]
+
+
+@pytest.mark.parametrize("status", [{}, {"completionTime": None}], ids=["whole", "without its time"])
+def test_one_that_failed_is_tried_again_later_under_another_name(status: dict[str, Any]) -> None:
     (first,) = evacuated(1).make
-    failed = attempt("vm-0", first.name, "False")
+    failed = attempt("vm-0", first.name, "False", **status)
     soon = evacuated(1, failed, later=RETRY.total_seconds() - 1)
     assert soon.make == ()
     assert soon.status is not None

@@ -112,7 +112,7 @@ def _verdict(
         return Verdict(vm, blocked=Say(last.status.reason or "", _sentence(last)))
     status, say = migratable.get(vm.metadata.uid, ("Unknown", Say("HostsUnknown")))
     if status != "True":
-        return Verdict(vm, blocked=Say(say.reason, f"{reasons.MIGRATABLE[say.reason]} {say.detail}".strip()))
+        return Verdict(vm, blocked=Say(say.reason, f"{reasons.MIGRATABLE.get(say.reason, '')} {say.detail}".strip()))
     return Verdict(vm, make=_new(hypervisor, vm, len(failed)))
 
 

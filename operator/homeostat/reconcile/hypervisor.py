@@ -140,9 +140,9 @@ class HypervisorReconciler:
         """Let the object go when no VM, listed live, may be on its host."""
         with retried("the finalizer could not be removed"):
             for item in await self._client.list_all(VirtualMachine):
-                vm = VirtualMachine.model_validate(item)
+                vm = parsed(VirtualMachine, item)
                 self._fleet.note_vm((vm.metadata.namespace, vm.metadata.name), vm)
-            if self._fleet.holds(Hypervisor.model_validate(seen)):
+            if self._fleet.holds(parsed(Hypervisor, seen)):
                 return Result(0.0)
             if FINALIZER in seen["metadata"].get("finalizers", []):
                 await self._client.remove_finalizer(Hypervisor, seen, FINALIZER)
@@ -190,7 +190,7 @@ class HypervisorReconciler:
         with retried("the status could not be written"):
             written = await self._client.apply_status(Hypervisor, seen, status.wire(), STATUS_MANAGER)
         self._written[name] = now
-        self._fleet.note_hypervisor(name, Hypervisor.model_validate(written))
+        self._fleet.note_hypervisor(name, parsed(Hypervisor, written))
         if transition:
             await self._tell(hypervisor, seen, status)
         return resync

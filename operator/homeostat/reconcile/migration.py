@@ -99,7 +99,7 @@ class MigrationReconciler:
 
     async def _vm(self, migration: VirtualMachineMigration) -> VirtualMachine | None:
         seen = await self._get(VirtualMachine, migration.metadata.namespace, migration.spec.vm_ref.name)
-        return None if seen is None else VirtualMachine.model_validate(seen)
+        return None if seen is None else parsed(VirtualMachine, seen)
 
     def _forget(self, key: Key) -> None:
         self._calls.forget(key)
@@ -124,7 +124,7 @@ class MigrationReconciler:
             return await self._mark(migration, seen, plan.action)
         if plan.reach is not None:
             self._try(_key(migration), plan.reach)
-        if ended(VirtualMachineMigration.model_validate(seen)):
+        if ended(parsed(VirtualMachineMigration, seen)):
             return await self._let_go(_key(migration), seen)
         return Result(plan.requeue_after)
 
@@ -255,7 +255,7 @@ class MigrationReconciler:
     ) -> Object:
         with retried("the status could not be written"):
             written = await self._client.apply_status(VirtualMachineMigration, seen, status.wire(), STATUS_MANAGER)
-        self._fleet.note_migration(_key(migration), VirtualMachineMigration.model_validate(written))
+        self._fleet.note_migration(_key(migration), parsed(VirtualMachineMigration, written))
         await self._tell(migration, seen, status)
         return written
 

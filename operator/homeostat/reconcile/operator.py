@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.migration import VirtualMachineMigration
+from homeostat.api.reading import read
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import evacuation
 from homeostat.decide.migration import ended
@@ -203,7 +204,7 @@ class Operator:
 
 def _parsed(kind: type[Any], item: dict[str, Any]) -> Any:
     try:
-        return kind.model_validate(item)
+        return read(kind, item)
     except ValidationError as error:
         meta = item.get("metadata", {})
         log.warning(

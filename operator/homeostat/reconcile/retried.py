@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from homeostat.api.meta import Resource
+from homeostat.api.reading import read
 from homeostat.kube.transport import ApiError, ApiUnreachable
 from homeostat.runtime.controller import Retry
 
@@ -26,9 +27,9 @@ def retried(what: str) -> Iterator[None]:
 
 
 def parsed(kind: type[R], seen: dict[str, Any]) -> R:
-    """The object as read. Retry when it was stored under another schema: the API server's is the model's."""
+    """The object as read. Retry when it was stored under another schema, and what matters cannot be read."""
     try:
-        return kind.model_validate(seen)
+        return read(kind, seen)
     except ValidationError as error:
         why = "; ".join(each["msg"] for each in error.errors())
         raise Retry(f"the {kind.__name__} cannot be read: {why}") from error

@@ -102,7 +102,7 @@ class VMReconciler:
         names = dict.fromkeys(each for each in (named and named.name, known and known.metadata.name) if each)
         with retried("the VM's migration could not be read"):
             found = [await self._client.get(VirtualMachineMigration, key[0], name) for name in names]
-        return in_flight([VirtualMachineMigration.model_validate(each) for each in found if each is not None], vm)
+        return in_flight([parsed(VirtualMachineMigration, each) for each in found if each is not None], vm)
 
     async def _decide(
         self, key: Key, vm: VirtualMachine, migration: VirtualMachineMigration | None
@@ -176,7 +176,10 @@ class VMReconciler:
         except Retry:
             self._fleet.drop_assumption(key)
             raise
-        self._fleet.note_vm(key, VirtualMachine.model_validate(written))
+        vm = parsed(VirtualMachine, written)
+        self._fleet.note_vm(key, vm)
+        if isinstance(action, act.RecordCandidates) and len(vm.status.candidates) > len(action.candidates):
+            raise Retry("status.candidates has a row that another field manager owns too")
         return written
 
     async def _changed(self, seen: Object, action: act.ObjectAction) -> Object:

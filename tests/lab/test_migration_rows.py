@@ -257,11 +257,26 @@ def test_a_process_that_the_sources_libvirt_lost_is_taken_for_one_that_may_be_th
     assert rig.processes(uuid) == 2
 
 
-# Somebody paused it
+# CPUs that are stopped
+
+
+def test_what_has_arrived_waits_for_its_go_while_no_operator_is_there(rig: Rig) -> None:
+    """Row 24: the switchover is to be confirmed."""
+    uuid = in_mid_copy(rig, switchover="Confirmed")
+    h1, h2 = rig.lab.hosts[:2]
+    rig.operator.kill()
+    switch(rig, uuid)
+    rig.until(lambda: h1.definition(uuid) is None, "it to arrive")
+    with left_alone(rig, uuid, h2):
+        rig.stays(lambda: not running(rig, uuid, h2), "it waits")
+        rig.operator.start()
+        finished(rig, "go", "Migrated")
+    assert running(rig, uuid, h2)
+    only_on(rig, "web", h2)
 
 
 def test_what_somebody_paused_when_it_had_come_to_nothing_stays_so_on_the_source(rig: Rig) -> None:
-    """Row 25. What is paused in mid-copy, libvirt calls paused by the migration, and lets run in the end (measured)."""
+    """Row 25. What is paused in mid-copy, libvirt calls paused by the migration, and lets run when that has ended."""
     uuid = in_mid_copy(rig)
     h1, h2 = rig.lab.hosts[:2]
     rig.operator.kill()

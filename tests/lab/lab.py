@@ -125,7 +125,8 @@ class Lab:
         try:
             recorder.sync(folder)
         except OSError as error:
-            raise LabError(f"the recorder of lab {self.name} does not run, so its record proves nothing") from error
+            said = (folder / "log").read_text()
+            raise LabError(f"the recorder of lab {self.name} is gone, so its record proves nothing: {said}") from error
         with (folder / recorder.LOG).open() as lines:
             return lives(lines, uuid)
 

@@ -9,6 +9,7 @@ input before QEMU's first instruction, ahead of everything libvirt can ask.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -57,7 +58,8 @@ class Recorder:
         """Handle what is readable now, waiting for it at most `timeout` seconds; False when there was nothing."""
         ready = self.selector.select(timeout)
         for key, _ in ready:
-            if key.fileobj in self.selector.get_map():  # not dropped by an earlier one of the same turn
+            # Not dropped by an earlier one of the same turn, which may have closed it and opened another of its number.
+            if self.selector.get_map().get(key.fd) is key:
                 key.data()
         return bool(ready)
 
@@ -74,7 +76,10 @@ class Recorder:
     def greet(self, connection: socket.socket) -> None:
         """Answer `start HOST UUID` of an emulator, or `sync` of a reader."""
         self.selector.unregister(connection)
-        words = connection.recv(4096).decode().split()
+        try:
+            words = connection.recv(4096).decode(errors="replace").split()
+        except ConnectionError:
+            words = []
         match words:
             case ["start", host, uuid]:
                 self.start(connection, host, uuid)
@@ -84,14 +89,19 @@ class Recorder:
                 connection.close()
 
     def start(self, connection: socket.socket, host: str, uuid: str) -> None:
-        """Record the start of a QEMU, then let it go on."""
+        """Record the start of a QEMU, then let it go on. One that was ended while it waited has not become QEMU."""
         pid = peer_pid(connection)
-        qemu = Qemu(host, uuid, pid, connection, os.pidfd_open(pid))
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            connection.close()
+            return
+        qemu = Qemu(host, uuid, pid, connection, pidfd)
         connection.setblocking(False)
         self.watch(connection, lambda: self.read(qemu))
         self.watch(qemu.pidfd, lambda: self.end(qemu))
         self.write("start", time.time(), qemu)
-        connection.send(b'ok\n{"execute": "qmp_capabilities"}\n')
+        _answer(connection, b'ok\n{"execute": "qmp_capabilities"}\n')
 
     def read(self, qemu: Qemu) -> None:
         """Record the CPU events that QEMU has sent."""
@@ -129,8 +139,14 @@ class Recorder:
         """Answer once everything that had happened when the question came is on record."""
         while self.turn(0):
             pass
-        connection.send(b"ok\n")
+        _answer(connection, b"ok\n")
         connection.close()
+
+
+def _answer(connection: socket.socket, words: bytes) -> None:
+    """Send to a peer that may be gone: a process that was ended, a reader that gave up."""
+    with contextlib.suppress(ConnectionError):
+        connection.send(words)
 
 
 def connect(directory: Path) -> socket.socket:

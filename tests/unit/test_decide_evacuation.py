@@ -13,7 +13,7 @@ from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import HostAnswer, HostFacts
 from homeostat.api.virtualmachine import VirtualMachine
-from homeostat.decide.evacuation import LABEL, RETRY, Evacuation, NewMigration, evacuate
+from homeostat.decide.evacuation import LABEL, RETRY, WAITS, Evacuation, NewMigration, evacuate
 from homeostat.decide.hypervisor import closed, verdict
 from homeostat.decide.view import Say
 from tests.unit.migrations import INTENT
@@ -125,6 +125,26 @@ def test_one_that_failed_is_tried_again_later_under_another_name(status: dict[st
     ]
     (second,) = evacuated(1, failed, later=RETRY.total_seconds()).make
     assert second.name != first.name
+
+
+def test_one_that_is_to_be_shut_down_says_what_is_waited_for() -> None:
+    (vm,) = vms(1)
+    agreed = VirtualMachine.model_validate(
+        vm.model_dump(by_alias=True) | {"spec": vm.spec.wire() | {"evacuation": "ShutOff"}}
+    )
+    found = evacuate(hypervisor(), [agreed], {"uid-0": ("False", Say("LocalDisk"))}, [], NOW).status
+    assert found is not None
+    assert found.blocked[0].message is not None
+    assert found.blocked[0].message.endswith(WAITS)
+    for status, counts in (
+        ({"state": "Stopping", "reason": "Evacuating"}, (1, None)),
+        ({"state": "Stopped", "reason": "Evacuated"}, (0, 1)),
+        ({"state": "Stopped", "reason": "Halted"}, (0, None)),
+    ):
+        rests = VirtualMachine.model_validate(agreed.model_dump(by_alias=True) | {"status": status})
+        then = evacuate(hypervisor(), [rests], {"uid-0": FINE}, [], NOW)
+        assert then.status is not None
+        assert (then.status.remaining, then.status.shut_off, then.status.blocked, then.make) == (*counts, (), ())
 
 
 def test_what_was_moved_stays_counted_when_its_migration_has_expired() -> None:

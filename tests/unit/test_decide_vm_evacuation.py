@@ -70,11 +70,14 @@ def test_otherwise_it_runs_on(fields: dict[str, Any], traits: Traits, maintenanc
 
 def test_a_host_that_was_not_heard_from_may_be_able_to_take_it() -> None:
     vm = evacuated()
-    silent = host("b", Unknown("ConnectionLost", "no route to host", NOW))
-    assert step(vm, running(vm, traits=STUCK), silent).say.reason == "Running"
-    never = replace(host("b"), facts=None)
-    assert step(vm, running(vm, traits=STUCK), never).say.reason == "Running"
-    assert step(vm, running(vm, traits=STUCK), replace(silent, released=True)).say.reason == "Evacuating"
+    there = running(vm)
+    other = host("b", spec=spec(pools=[]))
+    assert step(vm, there, other).say.reason == "Evacuating"
+    silent = replace(other, answer=Unknown("ConnectionLost", "no route to host", NOW))
+    assert step(vm, there, other, replace(silent, name="c")).say.reason == "Running"
+    assert step(vm, there, other, replace(other, name="c", facts=None)).say.reason == "Running"
+    assert step(vm, there, other, replace(silent, name="c", released=True)).say.reason == "Evacuating"
+    assert step(vm, running(vm, traits=STUCK), replace(silent, name="c")).say.reason == "Evacuating"
 
 
 def test_a_guest_that_was_asked_goes_on_even_if_it_could_be_moved_now() -> None:

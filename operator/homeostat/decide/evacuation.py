@@ -24,6 +24,7 @@ LABEL = f"{GROUP}/evacuates"
 """On a migration that an evacuation made: the UID of the Hypervisor."""
 RETRY = timedelta(minutes=5)
 MOST_LISTED = 100
+WAITS = "It is shut down, as its spec.evacuation says, when no other host is silent that may be able to take it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,10 @@ class Evacuation:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of one VM: a migration to make, one that is under way, or what it is blocked by."""
+    """What becomes of one VM: a migration to make, one that is under way, or what it is blocked by.
+
+    None of these for one that is being shut down.
+    """
 
     vm: VirtualMachine
     make: NewMigration | None = None
@@ -82,7 +86,8 @@ def read_of_vm(vm: VirtualMachine) -> tuple[object, ...]:
     """What evacuations read of a VM."""
     found = condition(vm.status.conditions, "Migratable")
     able = (found.status, found.reason) if found else None
-    return vm.metadata.uid, vm.status.host, vm.status.state == "Stopped", vm.status.reason == "Evacuated", able
+    off = vm.status.reason if vm.status.reason in ("Evacuating", "Evacuated") else vm.status.state == "Stopped"
+    return vm.metadata.uid, vm.status.host, off, able
 
 
 def read_of_migration(migration: VirtualMachineMigration) -> tuple[object, ...]:
@@ -104,6 +109,8 @@ def _verdict(
     now: datetime,
 ) -> Verdict:
     mine = [each for each in migrations if _of(each, vm)]
+    if vm.status.reason == "Evacuating":
+        return Verdict(vm)
     if any(not ended(each) for each in mine):
         return Verdict(vm, moving=True)
     failed = [each for each in mine if each.metadata.labels.get(LABEL) == hypervisor.metadata.uid and not _moved(each)]
@@ -112,7 +119,8 @@ def _verdict(
         return Verdict(vm, blocked=Say(last.status.reason or "", _sentence(last)))
     status, say = migratable.get(vm.metadata.uid, ("Unknown", Say("HostsUnknown")))
     if status != "True":
-        return Verdict(vm, blocked=Say(say.reason, f"{reasons.MIGRATABLE.get(say.reason, '')} {say.detail}".strip()))
+        told = (reasons.MIGRATABLE.get(say.reason, ""), say.detail, WAITS if vm.spec.evacuation == "ShutOff" else "")
+        return Verdict(vm, blocked=Say(say.reason, " ".join(filter(None, told))))
     return Verdict(vm, make=_new(hypervisor, vm, len(failed)))
 
 

@@ -22,7 +22,7 @@ def stays_off(vm: VirtualMachine, host: HostView) -> bool:
 def shut_off(case: Case, place: Place) -> str:
     """Why the VM that runs here is shut down for its host's evacuation; "" when it is not.
 
-    Only when nothing but time could show that it can be moved: a host that was not heard from may be able to take it.
+    Where it is other hosts that cannot take it, all have to be heard: one that is silent may be able to.
     """
     vm, domain, host = case.vm, place.domain, place.host
     if not _agreed(vm, host) or domain.state not in RUNNING_STATES:
@@ -31,9 +31,12 @@ def shut_off(case: Case, place: Place) -> str:
     if vm.status.reason == "Evacuating":
         return detail  # the guest was asked already, and may be about to go off
     status, why = migratable.condition(vm, domain, host, case.view.hosts)
-    unheard = any(_unheard(each) for each in case.view.hosts.values())
-    stuck = status == "False" and why.reason not in TEMPORARY and not unheard
-    return f"{detail}, and it cannot be moved: {why.reason}" if stuck else ""
+    if status != "False" or why.reason in TEMPORARY:
+        return ""
+    by_itself = next(migratable.of_the_vm(domain), None) is not None
+    if not by_itself and any(_unheard(each) for each in case.view.hosts.values()):
+        return ""
+    return f"{detail}, and it cannot be moved: {why.reason}"
 
 
 def _unheard(host: HostView) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import kopf
+from kopf._cogs.structs.references import Insights  # what kopf.operator takes; it has no public name
 
 from homeostat.api.meta import GROUP, VERSION
 
@@ -52,6 +53,7 @@ class KopfSource:
 
         try:
             while True:
+                stop = threading.Event()
                 ended: asyncio.Future[str] = loop.create_future()
                 run = functools.partial(self._run, plurals, relay, stop, functools.partial(_settle, loop, ended))
                 threading.Thread(target=run, name="kopf", daemon=True).start()
@@ -67,11 +69,7 @@ class KopfSource:
         for plural in plurals:
             self._watch(registry, plural, seen)
         try:
-            asyncio.run(
-                kopf.operator(
-                    registry=registry, settings=_settings(), clusterwide=True, standalone=True, stop_flag=stop
-                )
-            )
+            asyncio.run(_operate(registry, plurals, stop))
         except Exception as error:
             log.debug("kopf ended", exc_info=error)
             settle(str(getattr(error, "message", None) or error) or type(error).__name__)
@@ -112,6 +110,34 @@ class KopfSource:
             scheme=scheme or None if value else None,
             token=value or (scheme or None),
         )
+
+
+async def _operate(registry: kopf.OperatorRegistry, plurals: tuple[str, ...], stop: threading.Event) -> None:
+    """Watch until `stop`. LookupError when the API server does not serve all that is to be watched.
+
+    kopf asks once what there is, and never watches what was not there. An API server that has just begun answers that
+    before it knows of its CRDs.
+    """
+    insights = Insights()
+    watching = asyncio.create_task(
+        kopf.operator(
+            registry=registry,
+            settings=_settings(),
+            insights=insights,
+            clusterwide=True,
+            standalone=True,
+            stop_flag=stop,
+        )
+    )
+    scanned = asyncio.create_task(insights.ready_resources.wait())
+    await asyncio.wait({watching, scanned}, return_when=asyncio.FIRST_COMPLETED)
+    scanned.cancel()
+    unserved = set(plurals) - {resource.plural for resource in insights.watched_resources}
+    if unserved and not watching.done():
+        stop.set()  # and not cancelled: a thread of its loop waits for this, and the loop for the thread
+        await watching
+        raise LookupError(f"the API server does not serve {', '.join(sorted(unserved))}")
+    await watching
 
 
 def _settings() -> kopf.OperatorSettings:

@@ -12,7 +12,20 @@ import pytest
 FIGURE = "figure"
 RINGS = ("unit", "simulation", "api", "lab")
 LONGEST = 12
-LONG = ("test_crash_points.py", "test_matrix.py", "test_strategies.py", "test_protocol_faults.py", "test_store.py")
+LONG = (
+    "test_crash_points.py",
+    "test_matrix.py",
+    "test_migration.py",
+    "test_migration_copy.py",
+    "test_migration_events.py",
+    "test_migration_post_copy.py",
+    "test_migration_rows.py",
+    "test_migration_user.py",
+    "test_migration_ways.py",
+    "test_protocol_faults.py",
+    "test_store.py",
+    "test_strategies.py",
+)
 """Files of few tests that take minutes: where files run side by side, none of these is to be left for the end."""
 ran: Counter[str] = Counter()
 seconds: dict[str, float] = {}

@@ -14,7 +14,6 @@ from tests.controlplane import ControlPlane, GivenControlPlane
 
 COLUMNS = 120
 HOST = "a-host-of-20-letters"
-SINCE = rfc3339(datetime.now(UTC) - timedelta(days=7, hours=23, minutes=30))  # 7d23h: none is written longer
 
 
 def show(server: Server, item: Object, status: Object) -> None:
@@ -26,13 +25,14 @@ def show(server: Server, item: Object, status: Object) -> None:
 @pytest.fixture
 def shown(server: Server, namespace: str) -> Iterator[str]:
     """Return a namespace with a VM for each reason there is, beside Hypervisors likewise; all names have 20 letters."""
+    since = rfc3339(datetime.now(UTC) - timedelta(days=7, hours=23, minutes=30))  # 7d23h: none is written longer
     for number, (reason, row) in enumerate(reasons.VM.items()):
-        status = {"state": row.state, "host": HOST, "since": SINCE, "reason": reason, "next": row.next}
+        status = {"state": row.state, "host": HOST, "since": since, "reason": reason, "next": row.next}
         show(server, vm(f"vm-of-20-letters-{number:03}", namespace), status)
     hosts = {f"hv-of-20-letters-{number:03}": reason for number, reason in enumerate(reasons.HYPERVISOR)}
     for name, reason in hosts.items():
         row = reasons.HYPERVISOR[reason]
-        words = {"state": row.state, "reason": reason, "since": SINCE, "next": row.next}
+        words = {"state": row.state, "reason": reason, "since": since, "next": row.next}
         show(server, hypervisor(name), {**words, "allocated": {"domains": 1000}})
     yield namespace
     for name in hosts:

@@ -130,14 +130,17 @@ async def _operate(registry: kopf.OperatorRegistry, plurals: tuple[str, ...], st
         )
     )
     scanned = asyncio.create_task(insights.ready_resources.wait())
-    await asyncio.wait({watching, scanned}, return_when=asyncio.FIRST_COMPLETED)
-    scanned.cancel()
-    unserved = set(plurals) - {resource.plural for resource in insights.watched_resources}
-    if unserved and not watching.done():
-        stop.set()  # and not cancelled: a thread of its loop waits for this, and the loop for the thread
+    try:
+        await asyncio.wait({watching, scanned}, return_when=asyncio.FIRST_COMPLETED)
+        unserved = set(plurals) - {resource.plural for resource in insights.watched_resources}
+        if unserved and not watching.done():
+            raise LookupError(f"the API server does not serve {', '.join(sorted(unserved))}")
         await watching
-        raise LookupError(f"the API server does not serve {', '.join(sorted(unserved))}")
-    await watching
+    finally:
+        scanned.cancel()
+        # kopf has a thread of this loop wait for it, also when it has failed, and the loop does not end before that.
+        stop.set()
+        await asyncio.wait({watching})
 
 
 def _settings() -> kopf.OperatorSettings:

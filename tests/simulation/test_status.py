@@ -235,3 +235,17 @@ async def test_nothing_of_a_secret_is_logged_or_written_anywhere(
     stored = [json.dumps(each) for key, each in world.api.objects.items() if key[0] != "secrets"]
     for text in (*FILES.values(), *encoded.values()):
         assert not [line for line in (*logged, *stored) if text.rstrip("=") in line]
+
+
+@in_world(hosts=2)
+async def test_that_a_host_is_empty_is_written_at_once(world: World) -> None:
+    """Other figures of an evacuation wait for ten seconds like all others."""
+    world.start()
+    world.vm("web", disks=[{"name": "root", "pool": "shared", "size": "1Gi"}])
+    await world.running("web")
+    await world.settle(60)
+    home = world.host_of("web").name
+    world.edit("hv", home, maintenance="Evacuate")
+    await world.run_until(lambda: world.ready("web") and world.status("web")["host"] != home, 60)
+    await world.run_until(lambda: world.status(home, "hv")["evacuation"]["remaining"] == 0, 2)
+    await world.run_until(lambda: world.status(home, "hv")["evacuation"]["moved"] == 1, 2)

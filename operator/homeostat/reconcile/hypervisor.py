@@ -209,7 +209,9 @@ class HypervisorReconciler:
 
 def _facts(status: HypervisorStatus) -> tuple[object, ...]:
     """What is written at once when it changes."""
-    return status.reason, status.host_uuid, status.observed_generation
+    left = status.evacuation
+    empty = left.moved if left is not None and left.remaining == 0 else None  # somebody waits for that
+    return status.reason, status.host_uuid, status.observed_generation, empty
 
 
 def _migratable(vm: VirtualMachine) -> tuple[str, Say]:

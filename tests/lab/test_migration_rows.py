@@ -213,6 +213,19 @@ def test_while_neither_host_is_heard_it_goes_its_way(rig: Rig) -> None:
 # A record is lost
 
 
+def forgotten(rig: Rig, uuid: str, lost: Host, runs: Host, row: str, owner: str) -> None:
+    """One host's libvirt loses its process while no operator is there; the one that comes leaves both as they are."""
+    with left_alone(rig, uuid, lost, runs):
+        lost.lose_record(uuid)
+        rig.lab.hosts[1].unfilter()
+        rig.operator.start()
+        waits(rig, row, owner, "ProcessMayBeLeft")
+        assert asked(rig)
+        assert (running(rig, uuid, runs), running(rig, uuid, lost)) == (True, False)
+        assert lost.definition(uuid) is not None
+    lost.kill_qemu(uuid)
+
+
 def test_a_process_that_the_targets_libvirt_lost_is_taken_for_one_that_may_be_there(rig: Rig) -> None:
     """Row 27: after a lost answer the source goes on, and the target has the VM with its CPUs stopped."""
     uuid = in_mid_copy(rig, switchover="Confirmed")
@@ -221,15 +234,7 @@ def test_a_process_that_the_targets_libvirt_lost_is_taken_for_one_that_may_be_th
     h2.mute(h1)
     switch(rig, uuid)
     rig.until(lambda: idle(h1, uuid) and running(rig, uuid, h1), "the source to go on")
-    with left_alone(rig, uuid, h1, h2):
-        h2.lose_record(uuid)
-        h2.unfilter()
-        rig.operator.start()
-        waits(rig, "27", "Unknown", "ProcessMayBeLeft")
-        assert asked(rig)
-        assert (running(rig, uuid, h1), running(rig, uuid, h2)) == (True, False)
-        assert h2.definition(uuid) is not None
-    h2.kill_qemu(uuid)
+    forgotten(rig, uuid, h2, h1, "27", "Unknown")
     resolve(rig, "KeepSource")
     finished(rig, "go", "RolledBack")
     only_on(rig, "web", h1)
@@ -242,15 +247,7 @@ def test_a_process_that_the_sources_libvirt_lost_is_taken_for_one_that_may_be_th
     h1, h2 = rig.lab.hosts[:2]
     rig.until(lambda: running(rig, uuid, h2), "its CPUs to run on h2")
     rig.operator.kill()
-    with left_alone(rig, uuid, h1, h2):
-        h1.lose_record(uuid)
-        h2.unfilter()
-        rig.operator.start()
-        waits(rig, "27b", "Target", "ProcessMayBeLeft")
-        assert asked(rig)
-        assert (running(rig, uuid, h1), running(rig, uuid, h2)) == (False, True)
-        assert h1.definition(uuid) is not None
-    h1.kill_qemu(uuid)
+    forgotten(rig, uuid, h1, h2, "27b", "Target")
     resolve(rig, "KeepTarget")
     finished(rig, "go", "Migrated")
     only_on(rig, "web", h2)

@@ -52,20 +52,35 @@ def test_what_cannot_be_moved_is_shut_down_when_its_owner_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "traits", "maintenance"),
+    ("fields", "more", "maintenance"),
     [
-        ({"evacuation": "Stay"}, STUCK, "Evacuate"),
-        ({}, STUCK, "Cordon"),
-        ({}, STUCK, "Off"),
-        ({}, Traits(), "Evacuate"),
-        ({}, Traits(block_jobs=("vda",)), "Evacuate"),
+        ({"evacuation": "Stay"}, {"traits": STUCK}, "Evacuate"),
+        ({}, {"traits": STUCK}, "Cordon"),
+        ({}, {"traits": STUCK}, "Off"),
+        ({}, {}, "Evacuate"),
+        ({}, {"traits": Traits(block_jobs=("vda",))}, "Evacuate"),
     ],
     ids=["not agreed", "cordoned", "not in maintenance", "can be moved", "cannot be moved yet"],
 )
-def test_otherwise_it_runs_on(fields: dict[str, Any], traits: Traits, maintenance: str) -> None:
+def test_otherwise_it_runs_on(fields: dict[str, Any], more: dict[str, Any], maintenance: str) -> None:
     vm = evacuated(**fields)
-    decision = step(vm, running(vm, traits=traits), maintenance=maintenance)
+    decision = step(vm, running(vm, **more), maintenance=maintenance)
     assert (decision.action, decision.say.reason) == (None, "Running")
+
+
+def test_one_that_has_no_definition_yet_gets_one_and_is_not_shut_down_for_the_lack_of_it() -> None:
+    vm = evacuated()
+    decision = step(vm, running(vm, persistent=False, inactive=None))
+    assert isinstance(decision.action, act.Define)
+    assert decision.say.reason == "Running"
+
+
+def test_every_host_is_asked_now_before_it_is_said_that_none_can_take_it() -> None:
+    vm = evacuated()
+    here = host("a", running(vm, traits=STUCK), spec=spec(maintenance="Evacuate"), **VOLUMES)
+    first = decide(vm, vms.view(here, host("b"), fresh=False), NOW)
+    assert first.look is not None
+    assert (first.action, first.look.hosts) == (None, ("a", "b"))
 
 
 def test_a_host_that_was_not_heard_from_may_be_able_to_take_it() -> None:

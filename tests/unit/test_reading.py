@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.reading import read
+from homeostat.api.virtualmachine import VirtualMachine
 
 NOW = "2026-01-01T00:00:00Z"
 UUID = "00000000-0000-4000-8000-000000000001"
@@ -50,3 +51,15 @@ def test_what_says_where_a_vm_may_be_or_what_was_done_is_not_left_out(status: di
 def test_a_spec_is_read_whole_or_not_at_all() -> None:
     with pytest.raises(ValidationError):
         read(VirtualMachineMigration, migration() | {"spec": {"vmRef": {"name": "web"}, "abort": "Maybe"}})
+
+
+@pytest.mark.parametrize("field", ["machineType", "cpuModel", "migration", "domain"])
+def test_what_a_guest_has_always_had_and_who_moves_it_is_not_left_out(field: str) -> None:
+    seen = {
+        "metadata": {"name": "web"},
+        "spec": {"memory": {"size": "64Mi"}},
+        "status": {field: ["of", "another kind"]},
+    }
+    with pytest.raises(ValidationError) as raised:
+        read(VirtualMachine, seen)
+    assert raised.value.errors()[0]["loc"][:2] == ("status", field)

@@ -11,8 +11,24 @@ from homeostat.api.meta import Resource
 
 R = TypeVar("R", bound=Resource)
 
-KEPT = frozenset({"intent", "marks", "candidates", "conditions", "domain", "hostUUID", "lastHeard"})
-"""Fields of a status that say where a VM may be, or what was done to it: without them nothing is done."""
+KEPT = frozenset(
+    {
+        "candidates",
+        "conditions",
+        "cpuModel",
+        "domain",
+        "hostUUID",
+        "intent",
+        "lastHeard",
+        "machineType",
+        "marks",
+        "migration",
+    }
+)
+"""Fields of a status that say where a VM may be, what was done to it, or what machine its guest has always had.
+
+Without them nothing is done.
+"""
 
 
 def read(kind: type[R], seen: dict[str, Any]) -> R:

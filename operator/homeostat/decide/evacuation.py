@@ -24,7 +24,7 @@ LABEL = f"{GROUP}/evacuates"
 """On a migration that an evacuation made: the UID of the Hypervisor."""
 RETRY = timedelta(minutes=5)
 MOST_LISTED = 100
-WAITS = "It is shut down, as its spec.evacuation says, when no other host is silent that may be able to take it."
+WAITS = "It is shut down, as spec.evacuation says, if that lasts and no host that may be able to take it is silent."
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from homeostat.decide.view import HostView
 from homeostat.decide.vm_case import Case
 from homeostat.decide.whereabouts import Place
 
-TEMPORARY = ("BlockJob", "PendingDetach")
+TEMPORARY = ("BlockJob", "PendingDetach", "Transient")
 """Reasons against a migration that go by themselves."""
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from homeostat.api import actions as act
 from homeostat.api.observed import Domain, Owner
 from homeostat.decide import runstrategy, wanted
-from homeostat.decide.view import Decision, Say
+from homeostat.decide.view import Decision, Look, Say
 from homeostat.decide.vm_case import Case, do
 from homeostat.decide.vm_definition import define, kept
 from homeostat.decide.vm_evacuation import shut_off
@@ -28,6 +28,8 @@ def running(case: Case, place: Place) -> Decision:
     if not runstrategy.stays(vm):
         return stop(case, place, Say("Stopping"), _since(case, "Stopping"))
     if why := shut_off(case, place):
+        if vm.status.reason != "Evacuating" and not case.view.fresh:  # others may be silent by now, or able to take it
+            return Decision(Say("Running"), look=Look(tuple(sorted(case.view.hosts))))
         return stop(case, place, Say("Evacuating", why), _since(case, "Evacuating"))
     # A store that was set back forgot what the process was started for: it asks for nothing by that.
     asked = domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request

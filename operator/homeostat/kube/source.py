@@ -22,6 +22,7 @@ from homeostat.api.meta import GROUP, VERSION
 
 log = logging.getLogger(__name__)
 AGAIN_SECONDS = 2.0
+ENDING_SECONDS = 10.0
 
 Seen = Callable[[str, str, dict[str, Any]], None]
 """Called with (plural, event type: "" for listed, ADDED, MODIFIED, DELETED, and the object)."""
@@ -140,7 +141,7 @@ async def _operate(registry: kopf.OperatorRegistry, plurals: tuple[str, ...], st
         scanned.cancel()
         # kopf has a thread of this loop wait for it, also when it has failed, and the loop does not end before that.
         stop.set()
-        await asyncio.wait({watching})
+        await asyncio.wait({watching}, timeout=ENDING_SECONDS)  # what has not ended by then is cancelled with the loop
 
 
 def _settings() -> kopf.OperatorSettings:

@@ -79,12 +79,17 @@ async def look(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: Look) -> VM
 
 
 async def look_at_pools(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: migration_planning.Look) -> VMView:
-    """The view with hosts asked now for the VM's domain, and for all that is in the pools named for each."""
+    """The view with hosts asked now for the VM's domain, and for all that is in the pools named for each.
+
+    The source, which is the first, is asked before the others: a mark that was made in between, for another migration,
+    would be seen on it, and not on a target that was asked before.
+    """
     view = await look(fleet, vm, view, Look(wish.hosts))
-    asked = await asyncio.gather(*(_filled(fleet, view.hosts[name], pools) for name, pools in wish.pools.items()))
-    hosts = {**view.hosts, **{host.name: host for host in asked}}
+    source, others = wish.hosts[0], [name for name in wish.pools if name != wish.hosts[0]]
+    first = [await _filled(fleet, view.hosts[source], wish.pools[source])] if source in wish.pools else []
+    asked = await asyncio.gather(*(_filled(fleet, view.hosts[name], wish.pools[name]) for name in others))
+    hosts = {**view.hosts, **{host.name: host for host in (*first, *asked)}}
     if wish.sizes:
-        source = wish.hosts[0]
         sizes = {(pool, name): await _size(fleet, source, pool, name) for pool, name in wish.sizes}
         hosts[source] = replace(hosts[source], sizes=sizes)
     return replace(view, hosts=hosts)

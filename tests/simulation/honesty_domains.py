@@ -50,10 +50,9 @@ async def same_uuid_other_name(rig: Rig) -> Seen:
 @probe
 async def same_domain_on_two_hosts(rig: Rig) -> Seen:
     number, name = rig.fresh()
-    two = await rig.two.connect()
+    two = await rig.connect(rig.two)
     await rig.host.define(domain_xml(number, name))
     seen = [await rig.row(number, two), await code(two.define(domain_xml(number, name))), await rig.row(number, two)]
-    await two.close()
     return seen
 
 
@@ -294,12 +293,11 @@ async def one_disk_of_two_domains(rig: Rig) -> Seen:
     path = await rig.path(await rig.volume())
     await rig.started(path)
     second = await rig.defined(path)
-    two = await rig.two.connect()
+    two = await rig.connect(rig.two)
     number, name = rig.fresh()
     await two.define(domain_xml(number, name, path))
     seen = [await code(rig.host.create(second, paused=False)), await rig.row(second)]
     seen += [await code(two.create(number, paused=False)), await rig.row(number, two)]
-    await two.close()
     return seen
 
 

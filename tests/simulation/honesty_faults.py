@@ -166,7 +166,7 @@ async def killing_a_qemu_that_hangs_a_call(rig: Rig) -> Seen:
 
 @probe
 async def a_pool_is_a_cached_view(rig: Rig) -> Seen:
-    two = await rig.two.connect()
+    two = await rig.connect(rig.two)
     name = await rig.volume()
 
     async def shown() -> bool:
@@ -177,19 +177,17 @@ async def a_pool_is_a_cached_view(rig: Rig) -> Seen:
     seen += [await shown()]
     await rig.host.delete_volume(rig.one.pool, name)
     seen += [await shown(), await code(two.delete_volume(rig.two.pool, name)), await shown()]
-    await two.close()
     return seen
 
 
 @probe
 async def creating_a_volume_that_exists(rig: Rig) -> Seen:
-    two = await rig.two.connect()
+    two = await rig.connect(rig.two)
     name = await rig.volume()
     again = await code(rig.host.create_volume(rig.one.pool, volume_xml(name)))
     elsewhere = await code(two.create_volume(rig.two.pool, volume_xml(name)))
     await two.refresh_pool(rig.two.pool)
     seen = [again, elsewhere, await code(two.create_volume(rig.two.pool, volume_xml(name)))]
-    await two.close()
     return seen
 
 

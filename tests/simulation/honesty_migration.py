@@ -49,7 +49,7 @@ class Moving:
     async def again(self) -> None:
         """Connect to both machines anew."""
         await self.rig.again()
-        self.there = await self.rig.two.connect()
+        self.there = await self.rig.connect(self.rig.two)
 
     async def side(self, host: Connection) -> Any:
         """State, reason, persistent and job on one machine."""
@@ -92,7 +92,7 @@ async def moving(rig: Rig, *, own: bool = False) -> Moving:
     await rig.host.create(number, paused=False)
     await asyncio.sleep(2)
     request = MigrationRequest(rig.two.uri, unsafe=True, bandwidth_mib_s=4, max_downtime_ms=20)
-    return Moving(rig, number, await rig.two.connect(), request)
+    return Moving(rig, number, await rig.connect(rig.two), request)
 
 
 @probe

@@ -102,11 +102,17 @@ class Rig:
     host: Connection = field(init=False)
     uuids: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    _connections: list[Connection] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    async def connect(self, machine: Machine) -> Connection:
+        """A new connection to one of the machines, which is closed when the probe has ended."""
+        self._connections.append(await machine.connect())
+        return self._connections[-1]
 
     async def again(self) -> Connection:
         """A new connection to the first machine, once it answers."""
-        self.host = await self.one.connect()
+        self.host = await self.connect(self.one)
         return self.host
 
     def fresh(self) -> tuple[str, str]:
@@ -155,7 +161,7 @@ class Rig:
         """Removes what the probe made."""
         for machine in (self.one, self.two):
             await machine.unfilter()
-            host = await machine.connect()
+            host = await self.connect(machine)
             for number in self.uuids:
                 with suppress(HostError, Exception):
                     await machine.kill_qemu(number)
@@ -167,7 +173,8 @@ class Rig:
             for name in self.files:
                 with suppress(HostError):
                     await host.delete_volume(machine.pool, name)
-            await host.close()
+        for connection in self._connections:
+            await connection.close()
 
 
 async def code(call: Awaitable[object]) -> int:

@@ -19,6 +19,8 @@ def test_a_call_that_fails_in_a_way_nobody_foresaw_is_told_and_the_next_one_is_a
         session = Session("host", Opened(Mock(), lambda: None), lambda why: None)
         with pytest.raises(HostError, match="TypeError: int"):
             await session.run(lambda virt: int(None), 5)  # type: ignore[call-overload]
-        return await session.run(lambda virt: 7, 5)
+        answer = await session.run(lambda virt: 7, 5)
+        session.end("the test is over")
+        return answer
 
     assert asyncio.run(asyncio.wait_for(scenario(), 10)) == 7

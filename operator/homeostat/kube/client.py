@@ -68,9 +68,9 @@ class Client:
         )
 
     async def add_finalizer(self, kind: type[Resource], seen: Object, finalizer: str) -> Object:
-        """Add a finalizer to the object as it was read (JSON patch.
+        """Add a finalizer to the object as it was read.
 
-        Server-side apply made a ghost of a deleted object).
+        By JSON patch: server-side apply onto an object that had been deleted made a ghost of it (measured).
         """
         finalizers = [*seen["metadata"].get("finalizers", []), finalizer]
         return await self._patch_finalizers(kind, seen, finalizers)

@@ -267,6 +267,8 @@ LOSSES = [
     ("startTime", "answer lost", "Migrated"),
     ("completionTime", "over", "RolledBack"),
     ("lastMessage", "over", "RolledBack"),
+    ("marks.notAsked", "planned", "Migrated"),
+    ("marks.asked", "asked", "Migrated"),
     ("marks.aborted", "aborting", "Aborted"),
     ("marks.timedOut", "timed out", "RolledBack"),
     ("marks.forceCompleted", "forced", "TimedOut"),
@@ -411,13 +413,28 @@ async def test_without_when_a_volume_was_asked_for_one_that_comes_late_may_be_le
     assert bool(world.storages[f"{there.target.name}-local"].files) == lost
 
 
+@in_world()
+async def test_that_a_host_was_heard_when_a_person_answered_is_found_out_anew(world: World) -> None:
+    pair = await laid(world, "paused", "arrived")
+    assert (await pair.until_decided())[0] == "SplitBrain"
+    evidence = pair.status()["decision"]["evidence"]
+    world.edit("vmmig", "go", resolve={"keep": "KeepSource", "evidence": evidence})
+    pair.world.fault((f"{pair.target.name} destroy", 1), "kill-before")
+    await world.run_until(lambda: not world.lives[-1].alive, 900)
+    assert lose(world, "marks.resolvedHeard")["marks"]["resolvedHeard"]
+    world.start()
+    await world.run_until(lambda: reason_at_end(world), 900)
+    assert (reason_at_end(world), [host for host, _ in processes(pair)]) == ("RolledBack", [pair.home.name])
+
+
+FOUND_OUT = {"marks.resolvedHeard"}
 PROMISED = {field for field, *_ in MARKED} | {"marks.checkpoints", "marks.volumeMade"}
 """What a version that follows has to read as this one does."""
 
 
 def test_every_field_of_a_status_is_kept_promised_or_healed() -> None:
     fields = FIELDS - {"marks"} | {f"marks.{camel(name)}" for name in MarksStatus.model_fields}
-    assert fields == {field for field, *_ in LOSSES} | PROMISED
+    assert fields == {field for field, *_ in LOSSES} | PROMISED | FOUND_OUT
 
 
 def test_the_page_names_what_has_to_be_kept() -> None:

@@ -89,5 +89,7 @@ def shown(source: Side, target: Side, age: float = LONG, *, begun: bool = True, 
 def answered(source: Side, target: Side, keep: str, *, accepted: bool = True, age: float = LONG) -> MigrationDecision:
     """Return the decision when spec.resolve answers just what is seen."""
     answer = {"keep": keep, "evidence": evidence("attempt", source, target)}
-    status = BEGUN | ({"marks": {"resolved": answer}} if accepted else {})
+    dropped = target if keep == "KeepSource" else source
+    heard = {} if isinstance(dropped, Unknown | OutOfService) else {"resolvedHeard": "2026-01-01T00:00:00Z"}
+    status = BEGUN | ({"marks": {"resolved": answer} | heard} if accepted else {})
     return decided(migration(status, resolve=answer), view(source, target, age))

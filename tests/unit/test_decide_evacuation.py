@@ -165,3 +165,39 @@ def test_clearing_it_cancels_what_has_not_begun_and_nothing_else() -> None:
     ]
     found = evacuate(hypervisor("Off"), vms(4), {}, attempts, NOW)
     assert found == Evacuation(cancel=(("shop", "waits"),))
+
+
+def test_a_name_that_is_taken_keeps_no_vm_from_being_tried_again() -> None:
+    """Attempts expire one by one, and are counted anew."""
+    names = [applied(evacuated(1).make[0])]
+    for _ in range(2):
+        failed = [attempt("vm-0", each.metadata.name, "False") for each in names]
+        (new,) = evacuated(1, *failed, later=RETRY.total_seconds() + 1).make
+        names.append(applied(new))
+    for left in (names[1:], names[2:]):
+        failed = [attempt("vm-0", each.metadata.name, "False") for each in left]
+        (new,) = evacuated(1, *failed, later=RETRY.total_seconds() + 1).make
+        assert new.name not in {each.metadata.name for each in left}
+
+
+def test_a_vm_that_came_back_in_the_same_evacuation_is_moved_again() -> None:
+    first = attempt("vm-0", evacuated(1).make[0].name, "True")
+    (new,) = evacuated(1, first).make
+    assert new.name != first.metadata.name
+
+
+@pytest.mark.parametrize("state", ["Stopped", "Finished"])
+def test_a_vm_that_rests_is_in_nobodys_way(state: str) -> None:
+    (vm,) = vms(1)
+    rests = vm.model_copy(update={"status": vm.status.model_copy(update={"state": state})})
+    found = evacuate(hypervisor(), [rests], {"uid-0": FINE}, (), NOW)
+    assert found.status is not None
+    assert (found.make, found.status.remaining) == ((), 0)
+
+
+def test_a_vm_that_is_to_be_stopped_is_waited_for_and_not_moved() -> None:
+    (vm,) = vms(1)
+    halted = vm.model_copy(update={"spec": vm.spec.model_copy(update={"run_strategy": "Halted"})})
+    found = evacuate(hypervisor(), [halted], {"uid-0": FINE}, (), NOW)
+    assert found.status is not None
+    assert (found.make, found.status.remaining, found.status.blocked) == ((), 1, ())

@@ -10,9 +10,10 @@ import pytest
 
 from homeostat.api import actions as act
 from homeostat.api import reasons
+from homeostat.api.meta import RECONCILE_ANNOTATION
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.migration_policy import EffectivePolicy
-from homeostat.api.observed import Absent, Answer, Present, Unknown
+from homeostat.api.observed import Absent, Answer, Owner, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_report as report
 from homeostat.decide import wanted
@@ -313,3 +314,44 @@ def test_where_no_target_is_named_one_is_taken_that_can_be_connected_to() -> Non
     known = fleet(*hosts, reached={peers("a", "b"): words, peers("a", "c"): "no route"})
     reason, detail = refused(migration(), machine(), known)
     assert (reason, words in detail, "no route" in detail) == ("NoTarget", True, True)
+
+
+@pytest.mark.parametrize(
+    ("domain", "words"),
+    [
+        ({"owner": None}, "a domain that nobody manages"),
+        ({"owner": Owner("another", "shop", "web", vms.UID)}, "managed from another cluster"),
+        ({"managed_save": True}, "spec.managedSave Discard"),
+        ({"snapshots": True}, "snapshots"),
+    ],
+)
+def test_what_the_target_has_of_the_vm_and_cannot_be_removed_is_named(domain: dict[str, Any], words: str) -> None:
+    vm = machine()
+    there = replace(vms.domain(vm, state="Shutoff", reason="Destroyed"), **domain)
+    known = fleet(host("a", running(vm)), host("b", Present(there)))
+    of = migration(**TO_B)
+    reason, detail = refused(of, vm, known)
+    assert reason == "NotMigratable"
+    assert words in detail
+
+
+def test_a_stale_definition_of_the_vm_on_the_target_is_no_obstacle() -> None:
+    vm = machine()
+    there = Present(vms.domain(vm, state="Shutoff", reason="Destroyed"))
+    assert plan(migration(**TO_B), vm, fleet(host("a", running(vm)), host("b", there))).intent is not None
+
+
+def test_a_vm_that_is_not_to_be_touched_or_not_to_run_is_not_moved() -> None:
+    disabled = machine()
+    disabled = disabled.model_copy(
+        update={"metadata": disabled.metadata.model_copy(update={"annotations": {RECONCILE_ANNOTATION: "disabled"}})}
+    )
+    assert refused(migration(), disabled, pair(disabled))[1].startswith("ReconcileDisabled")
+    halted = machine(runStrategy="Halted")
+    assert refused(migration(), halted, pair(halted)) == ("VMNotRunning", "the VM is to be stopped")
+
+
+def test_that_libvirt_was_not_asked_is_written_with_the_intent() -> None:
+    written = report.planned(migration(), plan(migration(), machine(), pair(machine())), NOW)
+    assert written.marks is not None
+    assert written.marks.not_asked == NOW

@@ -16,6 +16,7 @@ from tests.unit.migrations import (
     GONE,
     HELD,
     LONG,
+    NOW,
     OFF,
     OUT,
     PAUSED,
@@ -95,7 +96,35 @@ def test_an_answer_is_carried_out(source: Side, target: Side, keep: str, action:
 def test_a_whole_answer_ends_with_one_copy() -> None:
     """What follows each step is shown to the next decision, as the hosts would show it."""
     first = {"keep": "KeepSource", "evidence": evidence("attempt", PAUSED, ARRIVED)}
-    of = migration(BEGUN | {"marks": {"resolved": first}}, resolve=first)
+    of = migration(BEGUN | {"marks": {"resolved": first, "resolvedHeard": NOW}}, resolve=first)
     steps = [decided(of, view(PAUSED, target, LONG)).action for target in (ARRIVED, OFF, GONE)]
     assert steps == [act.DestroyStale("b", UID), act.UndefineStale("b", UID), act.Resume("a", UID)]
     assert decided(of, view(seen("Running/Unpaused"), GONE)).say.reason == "RolledBack"
+
+
+@pytest.mark.parametrize(("source", "dark"), [(HELD, DARK), (CANCELED, DARK), (PAUSED, DARK)])
+def test_that_nothing_runs_on_a_silent_host_is_void_when_it_shows_a_process(source: Side, dark: Side) -> None:
+    answer = {"keep": "KeepSource", "evidence": evidence("attempt", source, dark)}
+    of = migration(BEGUN | {"locks": "None"}, resolve=answer)
+    accepted = decided(of, view(source, dark, LONG)).marks
+    assert accepted is not None
+    assert accepted.resolved_heard is None
+    known = migration(BEGUN | {"marks": accepted.wire()}, resolve=answer)
+    for side in (CANCELED, PAUSED):
+        decision = decided(known, view(side, ARRIVED, LONG))
+        assert decision.action in (None, act.Suspend("a", UID))
+        assert decision.ambiguous
+    assert decided(known, view(PAUSED, ARRIVED, LONG)).say.reason == "SplitBrain"
+    anew = {"keep": "KeepSource", "evidence": evidence("attempt", PAUSED, ARRIVED)}
+    again = migration(BEGUN | {"marks": accepted.wire()}, resolve=anew)
+    marks = decided(again, view(PAUSED, ARRIVED, LONG)).marks
+    assert marks is not None
+    assert marks.resolved is not None
+    assert marks.resolved_heard is not None
+
+
+@pytest.mark.parametrize(("source", "target", "keep"), [(OUT, HELD, "KeepSource"), (OUT, STRANDED, "KeepSource")])
+def test_a_host_that_is_out_of_service_is_never_kept(source: Side, target: Side, keep: str) -> None:
+    decision = answered(source, target, keep)
+    assert (decision.action, decision.ambiguous) == (None, True)
+    assert "cannot be asked" in decision.say.detail

@@ -221,6 +221,10 @@ class CheckpointStatus(Model):
 class MarksStatus(Model):
     """What was done that a host does not show. Each is written before it is done, but for frozen."""
 
+    not_asked: Time | None = None
+    """Since when it is certain that libvirt was not asked: written with the intent, taken away before the call."""
+    asked: Time | None = None
+    """When libvirt was last asked to migrate."""
     aborted: Time | None = None
     """When libvirt was asked to stop."""
     frozen: Time | None = None
@@ -235,6 +239,8 @@ class MarksStatus(Model):
     """The time-out that has passed: Completion or Progress."""
     resolved: Resolve | None = None
     """The answer in spec.resolve that is being carried out."""
+    resolved_heard: Time | None = None
+    """When that answer was accepted, if the host of the other copy answered then: only so is a process there ended."""
     volume_made: Time | None = None
     """When a host was last asked to make a volume for a storage copy."""
     volume_removed: Time | None = None

@@ -192,7 +192,10 @@ MIGRATION: dict[str, Reason] = {
         "One of the two hosts that each had a part of the VM's memory has lost it: the VM can only be started anew."
     ),
     "ProcessMayBeLeft": _ambiguous(
-        "libvirt calls the VM off on one host without saying how it went off: a process may be left there."
+        "libvirt calls the VM off on one host without saying how it went off: a process may be left there.",
+        "Look for a QEMU process of the VM on that host, and end it if it is not the one to keep: libvirt has lost it,"
+        " so the operator cannot. Then set spec.resolve with the evidence in status.decision.evidence: keep"
+        " KeepSource or KeepTarget; the other copy's definition is then removed.",
     ),
     "MovedElsewhere": _ambiguous(
         "The VM has left the source, and the target never had it: it may run on another host, when the target's"
@@ -263,7 +266,8 @@ MIGRATION: dict[str, Reason] = {
 MIGRATABLE: dict[str, str] = {
     "Migratable": "The VM can be moved live to at least one other host.",
     "NotRunning": "Only a running VM can be moved live.",
-    "HostsUnknown": "No other host was asked yet, or none answers: whether it can be moved cannot be said.",
+    "HostsUnknown": "A host was not asked yet, or does not answer: whether it can be moved cannot be said.",
+    "ReconcileDisabled": "The annotation homeostat.dev/reconcile is disabled: the operator keeps its hands off the VM.",
     "NoOtherHost": "There is no other Hypervisor.",
     "PlacementForbids": "spec.placement admits no other host.",
     "LocalDisk": "A disk is on storage that the other host does not share: a migration has to copy it.",

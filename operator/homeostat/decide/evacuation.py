@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import count
 
 from homeostat.api import reasons
 from homeostat.api.hypervisor import BlockedVM, EvacuationStatus, Hypervisor
@@ -19,11 +20,14 @@ from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.migration import ended, ended_at
 from homeostat.decide.view import Say
+from homeostat.decide.vm import stopping
 
 LABEL = f"{GROUP}/evacuates"
 """On a migration that an evacuation made: the UID of the Hypervisor."""
 RETRY = timedelta(minutes=5)
 MOST_LISTED = 100
+AT_REST = ("Stopped", "Finished")
+"""States of VMs that are off as they are to be, and in nobody's way."""
 WAITS = "It is shut down, as spec.evacuation says, if that lasts and no host that may be able to take it is silent."
 
 
@@ -86,8 +90,8 @@ def read_of_vm(vm: VirtualMachine) -> tuple[object, ...]:
     """What evacuations read of a VM."""
     found = condition(vm.status.conditions, "Migratable")
     able = (found.status, found.reason) if found else None
-    off = vm.status.reason if vm.status.reason in ("Evacuating", "Evacuated") else vm.status.state == "Stopped"
-    return vm.metadata.uid, vm.status.host, off, able
+    off = vm.status.reason if vm.status.reason in ("Evacuating", "Evacuated") else vm.status.state in AT_REST
+    return vm.metadata.uid, vm.status.host, off, able, stopping(vm)
 
 
 def read_of_migration(migration: VirtualMachineMigration) -> tuple[object, ...]:
@@ -97,7 +101,7 @@ def read_of_migration(migration: VirtualMachineMigration) -> tuple[object, ...]:
 
 def _split(here: list[VirtualMachine]) -> tuple[list[VirtualMachine], list[VirtualMachine]]:
     """Those that run or are to, and those that are off for this. The others, which rest, are in nobody's way."""
-    up = [vm for vm in here if vm.status.state != "Stopped"]
+    up = [vm for vm in here if vm.status.state not in AT_REST]
     return up, [vm for vm in here if vm.status.reason == "Evacuated"]
 
 
@@ -109,7 +113,7 @@ def _verdict(
     now: datetime,
 ) -> Verdict:
     mine = [each for each in migrations if _of(each, vm)]
-    if vm.status.reason == "Evacuating":
+    if vm.status.reason == "Evacuating" or stopping(vm):
         return Verdict(vm)
     if any(not ended(each) for each in mine):
         return Verdict(vm, moving=True)
@@ -121,7 +125,9 @@ def _verdict(
     if status != "True":
         told = (reasons.MIGRATABLE.get(say.reason, ""), say.detail, WAITS if vm.spec.evacuation == "ShutOff" else "")
         return Verdict(vm, blocked=Say(say.reason, " ".join(filter(None, told))))
-    return Verdict(vm, make=_new(hypervisor, vm, len(failed)))
+    taken = {each.metadata.name for each in mine}
+    names = (_new(hypervisor, vm, number) for number in count(len(failed)))
+    return Verdict(vm, make=next(each for each in names if each.name not in taken))
 
 
 def _new(hypervisor: Hypervisor, vm: VirtualMachine, attempt: int) -> NewMigration:

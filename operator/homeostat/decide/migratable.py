@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from homeostat.api.hypervisor import HostPool
+from homeostat.api.meta import RECONCILE_ANNOTATION
 from homeostat.api.observed import RUNNING_STATES, Domain, DomainConfig, HostFacts, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import wanted
@@ -33,9 +34,11 @@ def condition(
     vm: VirtualMachine, domain: Domain | None, source: HostView | None, hosts: Mapping[str, HostView]
 ) -> tuple[str, Say]:
     """(True, False or Unknown, why) of the condition Migratable; no disk is taken to be copied."""
+    if domain is None and (silent := _silent(vm, hosts)):
+        return "Unknown", Say("HostsUnknown", f"{silent}, where the VM may be, does not answer")
     if domain is None or source is None or domain.state not in RUNNING_STATES:
         return "False", Say("NotRunning")
-    own = next(of_the_vm(domain), None)
+    own = off_limits(vm) or next(of_the_vm(domain), None)
     if own is not None:
         return "False", own
     others = [host for name, host in sorted(hosts.items()) if _another(host, source)]
@@ -50,12 +53,26 @@ def condition(
     return "False", next(verdict for verdict in verdicts if verdict is not None)
 
 
+def off_limits(vm: VirtualMachine) -> Say | None:
+    """That the VM's owner has the operator keep its hands off; None when not."""
+    disabled = vm.metadata.annotations.get(RECONCILE_ANNOTATION) == "disabled"
+    return Say("ReconcileDisabled") if disabled else None
+
+
+def _silent(vm: VirtualMachine, hosts: Mapping[str, HostView]) -> str:
+    """The first of the VM's recorded hosts that cannot be asked; "" when there is none."""
+    names = (each.hypervisor for each in vm.status.candidates)
+    return next((name for name in names if name in hosts and isinstance(hosts[name].answer, Unknown)), "")
+
+
 def _another(host: HostView, source: HostView) -> bool:
     return host.name != source.name and host.host_uuid != source.host_uuid
 
 
 def blockers(move: Move) -> Iterator[Say]:
     """Every reason against moving this VM to this host, the nearest to being overcome last."""
+    if (say := off_limits(move.vm)) is not None:
+        yield say
     yield from of_the_vm(move.domain)
     if (say := unwanted(move.vm, move.target)) is not None:
         yield Say("PlacementForbids", say.detail)

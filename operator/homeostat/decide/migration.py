@@ -22,12 +22,20 @@ from homeostat.api.meta import condition
 from homeostat.api.migration import CheckpointStatus, IntentStatus, VirtualMachineMigration
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_checkpoints as checkpoints
-from homeostat.decide import migration_copy as copies
-from homeostat.decide.migration_case import LOOK_SECONDS, Case, MigrationDecision, MigrationView, joined, say
+from homeostat.decide.migration_before import before, begin
+from homeostat.decide.migration_case import (
+    LOOK_SECONDS,
+    Case,
+    MigrationDecision,
+    MigrationView,
+    after_grace,
+    joined,
+    say,
+)
 from homeostat.decide.migration_guide import guide
 from homeostat.decide.migration_resolve import ask, pair
 from homeostat.decide.migration_table import UNTOLD, Seen, Side, evidence, job, kind, row_of
-from homeostat.decide.migration_volumes import finish, volume_step
+from homeostat.decide.migration_volumes import finish
 from homeostat.decide.view import Say
 
 HELD = "cannot acquire state change lock"
@@ -40,7 +48,7 @@ def decide(migration: VirtualMachineMigration, intent: IntentStatus, view: Migra
     confirmed, locks = intent.started_paused == "Enabled", intent.locks == "Effective"
     row = row_of(view.source, view.target, confirmed=confirmed, locks=locks)
     case = Case(migration, intent, view, row, evidence(intent.attempt, view.source, view.target))
-    return _with_refusal(case, _EFFECTS[row.effect](case))
+    return _with_refusal(case, before(case) if case.unasked else _EFFECTS[row.effect](case))
 
 
 def first_seen(migration: VirtualMachineMigration, source: Side, target: Side, now: datetime) -> datetime:
@@ -81,13 +89,14 @@ def _is_of(migration: VirtualMachineMigration, vm: VirtualMachine) -> bool:
 
 
 def _with_refusal(case: Case, decision: MigrationDecision) -> MigrationDecision:
-    """The decision, with libvirt's words when it refused the step of this row the last time."""
+    """The decision, with libvirt's words when it refused the step of this row the last time, and not at once again."""
     number, words = case.view.refused
     if number != case.row.number or decision.finished:
         return decision
     hint = "if that lasts, restart libvirtd there, which ends no VM" if HELD in words else ""
     detail = joined(decision.say.detail, f"libvirt refused the last step: {words}", hint)
-    return replace(decision, say=Say(decision.say.reason, detail))
+    wait = max(decision.requeue_after or 0.0, LOOK_SECONDS)
+    return replace(decision, say=Say(decision.say.reason, detail), requeue_after=wait)
 
 
 def _wait(case: Case) -> MigrationDecision:
@@ -106,19 +115,9 @@ def _too_late(case: Case) -> str:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _after_grace(case: Case, reason: str, action: act.MigrationAction) -> MigrationDecision:
-    """End or remove something, when the same was seen for the grace period. The rows that do so are without jobs."""
-    left = case.view.grace - (case.view.now - case.view.since).total_seconds()
-    if left > 0:
-        return say(case, reason, requeue_after=max(min(left, LOOK_SECONDS), 0.05))
-    return say(case, reason, action=action, requeue_after=0.0)
-
-
 def _seen_twice(case: Case, reason: str, action: act.MigrationAction) -> MigrationDecision:
     """Let CPUs run: only when the same was seen before, so that the target was looked at after the source."""
-    if case.view.since >= case.view.now:
-        return say(case, reason, requeue_after=0.0)
-    return say(case, reason, action=action, requeue_after=0.0)
+    return say(case, reason, action=action if case.twice else None, requeue_after=0.0)
 
 
 def _settle(case: Case) -> MigrationDecision:
@@ -128,7 +127,7 @@ def _settle(case: Case) -> MigrationDecision:
     if (lacking := checkpoints.missing(case.marks, target)) and not case.settled:
         return _redefine(case, "Arrived", lacking[0])
     if isinstance(source, Seen):
-        return _after_grace(case, "Arrived", act.UndefineStale(case.intent.source, uuid))
+        return after_grace(case, "Arrived", act.UndefineStale(case.intent.source, uuid))
     return finish(case, "Migrated", checkpoints.left_out(lacking), moved=True)
 
 
@@ -148,13 +147,13 @@ def _roll_back(case: Case) -> MigrationDecision:
         return say(case, reason, waits if case.stop else "")
     ended = case.view.ended or case.marks.not_prepared
     if not case.stop and not ended and case.migration.status.start_time is None:
-        return _begin(case)
+        return begin(case)
     return _came_to_nothing(case)
 
 
 def _remove_target(case: Case) -> MigrationDecision:
     """A definition there has had the guest run: what it wrote stays, and who keeps the VM is told."""
-    decision = _after_grace(case, "NotMoved", act.UndefineStale(case.intent.target, case.intent.domain_uuid))
+    decision = after_grace(case, "NotMoved", act.UndefineStale(case.intent.target, case.intent.domain_uuid))
     if case.marks.target_ran or not _has_run_there(case):
         return decision
     return replace(decision, marks=case.marks.model_copy(update={"target_ran": case.view.now}))
@@ -163,26 +162,15 @@ def _remove_target(case: Case) -> MigrationDecision:
 def _has_run_there(case: Case) -> bool:
     """It is made right before the guest's CPUs run: not if only we let them run, nor if they were refused.
 
-    Before libvirt was asked it is a stale one, and after a copy was made ready none was there.
+    None was there when libvirt was asked, nor when a copy was made ready.
     """
     source, target = case.view.source, case.view.target
     if case.intent.started_paused == "Enabled":
         return False
-    begun = case.migration.status.start_time or (isinstance(source, Seen) and source.reason == "MigrationCanceled")
+    canceled = isinstance(source, Seen) and source.reason == "MigrationCanceled"
+    begun = case.migration.status.start_time or case.marks.asked or canceled
     refused = isinstance(target, Seen) and target.reason == "Failed"
     return case.marks.volume_made is not None or (bool(begun) and not refused)
-
-
-def _begin(case: Case) -> MigrationDecision:
-    """Call libvirt. Calling twice is harmless: libvirt refuses a second migration of a domain that is in one."""
-    if kind(case.view.target) == "out":
-        return finish(case, "TargetUnreachable", f"Hypervisor {case.intent.target} is out of service")
-    if not case.view.listed:
-        return say(case, "Preparing", f"Hypervisor {case.intent.target} is being recorded as a candidate of the VM")
-    if (storage := volume_step(case, "Preparing", copies.prepare)) is not None:
-        return storage
-    marks = checkpoints.recorded(case.marks, case.view.source)
-    return say(case, "Preparing", action=case.view.request, marks=marks, requeue_after=1.0)
 
 
 def _came_to_nothing(case: Case) -> MigrationDecision:
@@ -202,14 +190,14 @@ def _came_to_nothing(case: Case) -> MigrationDecision:
 
 
 def _end_source(case: Case) -> MigrationDecision:
-    decision = _after_grace(case, case.row.reason, act.DestroyStale(case.intent.source, case.intent.domain_uuid))
+    decision = after_grace(case, case.row.reason, act.DestroyStale(case.intent.source, case.intent.domain_uuid))
     if decision.action is None:
         return decision
     return replace(decision, marks=case.marks.model_copy(update={"ended_source": case.view.now}))
 
 
 def _end_target(case: Case) -> MigrationDecision:
-    return _after_grace(case, case.row.reason, act.DestroyStale(case.intent.target, case.intent.domain_uuid))
+    return after_grace(case, case.row.reason, act.DestroyStale(case.intent.target, case.intent.domain_uuid))
 
 
 def _resume_source(case: Case) -> MigrationDecision:
@@ -220,7 +208,7 @@ def _resume_source_if_ours(case: Case) -> MigrationDecision:
     kept = case.marks.resolved is not None and case.marks.resolved.keep == "KeepSource"
     if kept or case.marks.frozen or case.marks.force_completed:
         return _resume_source(case)
-    return _came_to_nothing(case)
+    return say(case, "NotMoved") if case.view.calling else _came_to_nothing(case)
 
 
 def _resume_target(case: Case) -> MigrationDecision:
@@ -247,15 +235,19 @@ def _resume_post_copy(case: Case) -> MigrationDecision:
 
 def _down(case: Case) -> MigrationDecision:
     """The VM is down: it may be started again once no call that is still on its way can move it then."""
-    if case.view.since >= case.view.now or _may_still_begin(case):
+    if not case.twice or _may_still_begin(case):
         return say(case, "RollingBack", requeue_after=1.0)
     return finish(case, "VMDown")
 
 
 def _may_still_begin(case: Case) -> bool:
-    """Whether libvirt may yet carry out the call: nothing was ever seen of it, and it was not refused."""
-    begun, call = case.migration.status.start_time is not None, case.view.ended
-    return not (begun or case.settled or (call is not None and call.refused))
+    """Whether libvirt may yet carry out the call: nothing was ever seen of it, and it was not refused.
+
+    What was seen may have been so for long before libvirt was asked: the grace period counts from then.
+    """
+    begun, call, asked = case.migration.status.start_time is not None, case.view.ended, case.marks.asked
+    lately = asked is not None and (case.view.now - asked).total_seconds() < case.view.grace
+    return not (begun or (case.settled and not lately) or (call is not None and call.refused))
 
 
 def _ended(case: Case) -> MigrationDecision:
@@ -263,7 +255,7 @@ def _ended(case: Case) -> MigrationDecision:
     if lacking and isinstance(case.view.target, Seen) and not case.settled:
         return _redefine(case, "ArrivedThenOff", lacking[0])
     if isinstance(case.view.source, Seen) and isinstance(case.view.target, Seen):
-        return _after_grace(case, "ArrivedThenOff", act.UndefineStale(case.intent.source, case.intent.domain_uuid))
+        return after_grace(case, "ArrivedThenOff", act.UndefineStale(case.intent.source, case.intent.domain_uuid))
     return finish(case, "MigratedThenOff", checkpoints.left_out(lacking), moved=True)
 
 

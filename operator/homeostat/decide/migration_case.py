@@ -39,11 +39,12 @@ class MigrationView:
     Both hosts were asked after the object was read. `since` is when this pair of observations was first seen
     (`first_seen`). `calling`: the call that migrates has not returned yet in this process; `ended` what it said,
     `called` how many seconds ago it was made: a broken post-copy is resumed once that is `resume` seconds.
-    `listed`: the target is among the VM's recorded candidates. `vm_stops` says why the VM is not to run any more, if
-    so. `advice` is what the policy makes of the progress; `request` what to call libvirt with. `untold` is what a host
-    said that was asked for its job and did not tell it; `refused` the number of the row in which the last step was
-    refused, and libvirt's words. `volumes` are the names in each (Hypervisor, pool) of disks that are copied, None when
-    they were not looked at; `volume_error` is what libvirt said when it refused to make one.
+    `listed`: the target is among the VM's recorded candidates; `hands_off` says why it will not be, if so. `vm_stops`
+    says why the VM is not to run any more, if so. `advice` is what the policy makes of the progress; `request` what to
+    call libvirt with. `untold` is what a host said that was asked for its job and did not tell it; `refused` the number
+    of the row in which the last step was refused, and libvirt's words. `volumes` are the names in each (Hypervisor,
+    pool) of disks that are copied, None when they were not looked at; `volume_error` is what libvirt said when it
+    refused to make one.
     """
 
     source: Side
@@ -57,6 +58,7 @@ class MigrationView:
     resume: float = 30.0
     ended: CallEnded | None = None
     listed: bool = True
+    hands_off: str = ""
     vm_stops: str = ""
     advice: Advice = WAIT
     untold: str = ""
@@ -104,6 +106,16 @@ class Case:
         return self.migration.status.marks or MarksStatus()
 
     @property
+    def unasked(self) -> bool:
+        """Whether it is certain that libvirt was not asked to migrate."""
+        return self.marks.not_asked is not None
+
+    @property
+    def twice(self) -> bool:
+        """Whether the same pair was seen before, so that the target was looked at after the source."""
+        return self.view.since < self.view.now
+
+    @property
     def stop(self) -> str:
         """Why the migration is to be stopped; "" when it is not."""
         if self.migration.metadata.deleting:
@@ -124,6 +136,14 @@ class Case:
 def say(case: Case, reason: str, detail: str = "", **fields: object) -> MigrationDecision:
     """Return the decision that says this of the row that fits, and has these fields."""
     return MigrationDecision(Say(reason, detail), case.row, case.evidence, **fields)  # type: ignore[arg-type]
+
+
+def after_grace(case: Case, reason: str, action: act.MigrationAction) -> MigrationDecision:
+    """End or remove something, when the same was seen for the grace period. The rows that do so are without jobs."""
+    left = case.view.grace - (case.view.now - case.view.since).total_seconds()
+    if left > 0:
+        return say(case, reason, requeue_after=max(min(left, LOOK_SECONDS), 0.05))
+    return say(case, reason, action=action, requeue_after=0.0)
 
 
 def joined(*details: str) -> str:

@@ -22,11 +22,9 @@ def too_much(checkpoints: tuple[Checkpoint, ...]) -> str:
     return next((f"{name[:60]!r} has a description that is too long to be carried over" for name in large), "")
 
 
-def recorded(marks: MarksStatus, source: Side) -> MarksStatus | None:
-    """The marks with what the source has of checkpoints; None when it has none and none were written down."""
+def recorded(marks: MarksStatus, source: Side) -> MarksStatus:
+    """The marks with what the source has of checkpoints."""
     found = source.checkpoints if isinstance(source, Seen) else ()
-    if not found and not marks.checkpoints:
-        return None
     written = tuple(CheckpointStatus(name=each.name, xml=each.xml) for each in found)
     return marks.model_copy(update={"checkpoints": written})
 

@@ -14,7 +14,7 @@ from homeostat.api.hypervisor import HypervisorSpec
 from homeostat.api.meta import FINALIZER
 from homeostat.api.migration import IntentStatus, VirtualMachineMigration
 from homeostat.api.migration_policy import EffectivePolicy, MigrationPolicy
-from homeostat.api.observed import Absent, Unknown
+from homeostat.api.observed import Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_copy as copies
 from homeostat.decide import migration_policy as policies
@@ -26,7 +26,8 @@ from homeostat.decide.migration_planning import Fleet, Found, Look, Plan
 from homeostat.decide.migration_turn import behind, of_the_same_vm, port, turn
 from homeostat.decide.placement import obstacle
 from homeostat.decide.view import HostView, Say
-from homeostat.decide.whereabouts import locate
+from homeostat.decide.vm import stopping
+from homeostat.decide.whereabouts import claim, locate
 
 
 def plan(migration: VirtualMachineMigration, vm: VirtualMachine | None, fleet: Fleet) -> Plan:
@@ -59,8 +60,8 @@ def _wait(reason: str, detail: str, look: Look | None = None) -> Plan:
 
 def _find(migration: VirtualMachineMigration, vm: VirtualMachine, fleet: Fleet) -> Found | Plan:
     where = locate(vm, fleet.view)
-    if vm.metadata.deleting:
-        return _end("VMNotRunning", "it is being deleted")
+    if why := stopping(vm):
+        return _end("VMNotRunning", why)
     moving = of_the_same_vm(migration, [each for each in fleet.migrations if not ended(each)])
     if moving is not None and moving.status.intent is not None:  # where it is to go from is known after that
         return Plan(Say("Queued", f"VirtualMachineMigration {moving.metadata.name} moves the same VM"))
@@ -141,10 +142,27 @@ def _obstacle(found: Found, host: HostView) -> Plan | None:
         return _end("TargetClosed", f"Hypervisor {host.name}: {host.closed[0]}: {host.closed[1]}")
     if words := found.fleet.reached.get(_peers(found, host)):
         return _end("PeerUnreachable", f"from {found.source.name} to {_peers(found, host).uri}: {words}")
+    if words := _in_the_way(found, host):
+        return _end("NotMigratable", words)
     for say in blockers(found.move(host)):
         return _end("NotMigratable", f"{say.reason}: {say.detail or f'Hypervisor {host.name}'}")
     room = obstacle(_anywhere(found), host)
     return _end("NoTarget", room.detail) if room else None
+
+
+def _in_the_way(found: Found, host: HostView) -> str:
+    """What the host has of the VM that is not removed for a migration; "" for a definition of ours that is off."""
+    if not isinstance(host.answer, Present):
+        return ""
+    domain, name = host.answer.domain, f"Hypervisor {host.name}"
+    whose = claim(found.vm, domain.owner, found.fleet.view.cluster)
+    if whose != "ours":
+        return f"{name} has a domain with the VM's UUID: {whose}"
+    if domain.active:
+        return f"{name} has a process of the VM"
+    if domain.managed_save:
+        return f"{name} has a managed-save image of the VM: drop it with spec.managedSave Discard"
+    return f"{name} has a definition of the VM with snapshots: remove their metadata there" if domain.snapshots else ""
 
 
 def _anywhere(found: Found) -> VirtualMachine:
@@ -268,8 +286,6 @@ def _prove(found: Found, target: HostView) -> Plan | None:
 def _write(found: Found, target: HostView) -> Plan:
     """The finalizer, then the intent: from then on the VM's own controller does nothing to it."""
     chosen, migration, copied = policy_of(found, target), found.migration, copies.planned(found.move(target))
-    if not isinstance(target.answer, Absent) and not _off(target):
-        return _end("NotMigratable", f"Hypervisor {target.name} has a domain with the VM's UUID")
     if isinstance(chosen, str):
         return _end("PolicyConflict", chosen)
     if isinstance(copied, Say):
@@ -293,11 +309,6 @@ def _write(found: Found, target: HostView) -> Plan:
     )
     say = Say("Preparing", f"from {found.source.name} to {target.name}")
     return Plan(say, found.source.name, target.name, intent, chosen, requeue_after=0.0)
-
-
-def _off(host: HostView) -> bool:
-    """Whether what the host has of the VM is a definition only, which is removed before libvirt is asked."""
-    return not isinstance(host.answer, Absent | Unknown) and not host.answer.domain.active
 
 
 # Request

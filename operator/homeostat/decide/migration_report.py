@@ -11,6 +11,7 @@ from homeostat.api.meta import Condition, rfc3339, set_condition
 from homeostat.api.migration import (
     CostStatus,
     DecisionStatus,
+    MarksStatus,
     ObservationStatus,
     ProgressStatus,
     VirtualMachineMigration,
@@ -26,8 +27,9 @@ from homeostat.decide.view import Say
 
 Truth = Literal["True", "False", "Unknown"]
 RECORD_LOST = "RecordLost"
-NOT_BEGUN = ("5", "12", "12b", "15", "16", "16b", "16c", "26", "26b", "28")
-"""Rows that are also seen when libvirt was not asked yet."""
+INCOMING = (("Paused", "Migration"), ("Paused", "StartingUp"))
+NOT_BEGUN = ("5", "12", "12b", "15", "16", "16b", "16c", "25", "26", "26b", "28")
+"""Rows that are also seen when libvirt has not begun, or was not asked yet."""
 
 
 def side_of(
@@ -40,7 +42,7 @@ def side_of(
     """
     match answer:
         case Present(domain=domain):
-            lost = domain.state == "Shutoff" and domain.reason in ("Unknown", "Failed") and _had_process(old)
+            lost = domain.state == "Shutoff" and old is not None and _lost(domain.reason, old)
             return Seen(domain.state, domain.reason, job, domain.persistent, lost, cpus, domain.checkpoints)
         case Absent():
             return answer
@@ -48,8 +50,11 @@ def side_of(
             return OutOfService() if released else answer
 
 
-def _had_process(old: ObservationStatus | None) -> bool:
-    return old is not None and (old.state in ACTIVE_STATES or old.reason == RECORD_LOST)
+def _lost(reason: str, old: ObservationStatus) -> bool:
+    """Failed is also what libvirt says of an incoming process that it ended because its CPUs could not run."""
+    incoming = (old.state, old.reason) in INCOMING
+    had_process = old.reason == RECORD_LOST or old.state in ACTIVE_STATES
+    return had_process and (reason == "Unknown" or (reason == "Failed" and not incoming))
 
 
 def status(
@@ -58,7 +63,7 @@ def status(
     """The whole status of a migration with an intent, but for progress and cost, which are kept as they are."""
     old, now, row = migration.status, view.now, reasons.MIGRATION[decision.say.reason]
     marks = decision.marks or old.marks
-    begun = old.start_time or (now if decision.row.number not in NOT_BEGUN else None)
+    begun = old.start_time or (now if _begun(old, view, decision) else None)
     since = old.since if old.since and (old.phase, old.reason) == (row.state, decision.say.reason) else now
     return old.model_copy(
         update={
@@ -79,6 +84,12 @@ def status(
     )
 
 
+def _begun(old: VirtualMachineMigrationStatus, view: MigrationView, decision: MigrationDecision) -> bool:
+    """Whether what is seen proves that libvirt has begun: not by a source that was paused otherwise."""
+    number, unasked = decision.row.number, old.marks is not None and old.marks.not_asked is not None
+    return not unasked and number not in NOT_BEGUN and (number != "10" or kind(view.source) == "held")
+
+
 def planned(migration: VirtualMachineMigration, plan: Plan, now: datetime) -> VirtualMachineMigrationStatus:
     """The whole status of a migration that has no intent yet, with the one that it is to have."""
     old, say = migration.status, plan.say
@@ -93,6 +104,7 @@ def planned(migration: VirtualMachineMigration, plan: Plan, now: datetime) -> Vi
             "target": plan.target or old.target,
             "intent": plan.intent,
             "policy": plan.policy,
+            "marks": MarksStatus(not_asked=now) if plan.intent else old.marks,
             "completion_time": old.completion_time or (now if row.ready != "Unknown" else None),
             "conditions": conditions(migration, say, now),
         }

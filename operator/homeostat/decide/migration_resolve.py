@@ -6,7 +6,7 @@ from __future__ import annotations
 from homeostat.api import actions as act
 from homeostat.api.observed import Absent, Unknown
 from homeostat.decide.migration_case import Case, MigrationDecision, say
-from homeostat.decide.migration_table import HALVES, WITHOUT_PROCESS, Seen, described, kind
+from homeostat.decide.migration_table import HALVES, WITHOUT_PROCESS, OutOfService, Seen, Side, described, kind
 from homeostat.decide.migration_volumes import finish
 
 AT_ONCE = ("11", "11b", "11c")
@@ -20,13 +20,25 @@ def ask(case: Case) -> MigrationDecision:
     answer, accepted = case.migration.spec.resolve, case.marks.resolved
     if answer is None:
         return say(case, case.row.reason, pair(case), ambiguous=True)
-    if answer == accepted:
+    if answer == accepted and not _heard_otherwise(case, answer.keep):
         return _as_told(case, answer.keep)
     if answer.evidence != case.evidence:
         detail = f"spec.resolve answers evidence {answer.evidence}, which is no longer what is seen; {pair(case)}"
         return say(case, case.row.reason, detail, ambiguous=True)
-    marks = case.marks.model_copy(update={"resolved": answer})
+    heard = None if isinstance(_sides(case, answer.keep)[1], Unknown | OutOfService) else case.view.now
+    marks = case.marks.model_copy(update={"resolved": answer, "resolved_heard": heard})
     return say(case, "Resolving", f"spec.resolve is {answer.keep}", marks=marks, ambiguous=True, requeue_after=0.0)
+
+
+def _sides(case: Case, keep: str) -> tuple[Side, Side]:
+    """The side that is kept, and the other one."""
+    view = case.view
+    return (view.source, view.target) if keep == "KeepSource" else (view.target, view.source)
+
+
+def _heard_otherwise(case: Case, keep: str) -> bool:
+    """Whether the other copy, whose host was silent when the answer was accepted, has a process after all."""
+    return case.marks.resolved_heard is None and kind(_sides(case, keep)[1]) not in WITHOUT_PROCESS
 
 
 def pair(case: Case) -> str:
@@ -40,12 +52,11 @@ def pair(case: Case) -> str:
 
 def _as_told(case: Case, keep: str) -> MigrationDecision:
     """Drop the copy that is not to be kept, then let the other one's CPUs run. Nothing is done to an unknown side."""
-    view, intent = case.view, case.intent
-    kept, dropped = (view.source, view.target) if keep == "KeepSource" else (view.target, view.source)
+    intent, (kept, dropped) = case.intent, _sides(case, keep)
     here, there = (intent.source, intent.target) if keep == "KeepSource" else (intent.target, intent.source)
     if isinstance(kept, Absent) and isinstance(dropped, Absent):
         return finish(case, "VMDown", f"spec.resolve is {keep}, and neither host has anything of the VM")
-    if isinstance(kept, Unknown):
+    if isinstance(kept, Unknown | OutOfService):
         return say(case, case.row.reason, f"spec.resolve is {keep}, and that host cannot be asked", ambiguous=True)
     if isinstance(dropped, Seen):
         return _drop(case, dropped, there)

@@ -10,12 +10,15 @@ from datetime import datetime
 from typing import Any
 
 from homeostat.api import actions as act
+from homeostat.api import reasons
 from homeostat.api.migration import IntentStatus, MarksStatus, ObservationStatus, VirtualMachineMigration
 from homeostat.api.migration_policy import EffectivePolicy
-from homeostat.api.observed import Unknown
+from homeostat.api.observed import Answer, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_report as report
+from homeostat.decide import wanted
+from homeostat.decide.migratable import off_limits
 from homeostat.decide.migration import first_seen
 from homeostat.decide.migration_case import MigrationView, asked_lately
 from homeostat.decide.migration_copy import Names
@@ -23,6 +26,7 @@ from homeostat.decide.migration_plan import policy_anew, request
 from homeostat.decide.migration_policy import WAIT, Progress, advise
 from homeostat.decide.migration_table import WITHOUT_PROCESS, Seen, Side, kind
 from homeostat.decide.vm import stopping
+from homeostat.decide.whereabouts import claim
 from homeostat.hosts.migration import Job, Out
 from homeostat.reconcile import observe
 from homeostat.reconcile.calls import Calls
@@ -98,8 +102,8 @@ class BothHosts:
         """Ask the source, then the target: one that has nothing after the other was seen without a job gets nothing."""
         key, migration, intent, memory = attempt.key, attempt.migration, attempt.intent, attempt.memory
         told, now = migration.status.decision, self.now()
-        source, job = await self._look(intent.source, intent.source_uuid, intent, told.source if told else None)
-        target, other = await self._look(intent.target, intent.target_uuid, intent, told.target if told else None)
+        source, job = await self._look(attempt, intent.source, intent.source_uuid, told.source if told else None)
+        target, other = await self._look(attempt, intent.target, intent.target_uuid, told.target if told else None)
         progress = self._progress(attempt, job) if isinstance(job, Out) else None
         policy = migration.status.policy or EffectivePolicy()
         memory.untold = _untold(memory, (intent.source, source, job), (intent.target, target, other))
@@ -115,6 +119,7 @@ class BothHosts:
             resume=self.settings.migration_resume_seconds,
             ended=self.calls.ended(key),
             listed=attempt.acknowledged,
+            hands_off=_hands_off(attempt.vm),
             vm_stops=stopping(attempt.vm),
             advice=advise(policy, progress) if progress else WAIT,
             untold=memory.untold,
@@ -125,19 +130,30 @@ class BothHosts:
         return Sight(view, progress, asyncio.get_running_loop().time())
 
     async def _look(
-        self, name: str, host_uuid: str, intent: IntentStatus, old: ObservationStatus | None
+        self, attempt: Attempt, name: str, host_uuid: str, old: ObservationStatus | None
     ) -> tuple[Side, Job | Unknown | None]:
+        abandoned = attempt.vm is not None and attempt.vm.metadata.deleting and name in attempt.vm.spec.abandon_hosts
         hypervisor = self.fleet.speaking_for(name, host_uuid)
         if hypervisor is None:
-            return Unknown("HypervisorMissing", f"no Hypervisor speaks for the host of {name}"), None
+            missing = Unknown("HypervisorMissing", f"no Hypervisor speaks for the host of {name}")
+            return report.side_of(missing, None, old, released=abandoned), None
         name = hypervisor.metadata.name
         informer = self.fleet.informers.get(name)
         if informer is None:
             return Unknown("HostNotAsked", f"Hypervisor {name} is not connected"), None
-        found = await informer.look(intent.domain_uuid, "", job=True)
-        released = verdicts.released(hypervisor, self.fleet.answer(name))
+        found = await informer.look(attempt.intent.domain_uuid, "", job=True)
+        released = abandoned or verdicts.released(hypervisor, self.fleet.answer(name))
         word = None if found.job is None else type(found.job).__name__
-        return report.side_of(found.answer, word, old, released=released), found.job
+        answer = self._of_the_vm(attempt, found.answer, name)
+        return report.side_of(answer, word, old, released=released), found.job
+
+    def _of_the_vm(self, attempt: Attempt, answer: Answer, name: str) -> Answer:
+        """The answer; unknown when the domain is not the VM's: nothing is done to it, and nothing follows from it."""
+        mine = attempt.vm is not None and wanted.domain_uuid(attempt.vm) == attempt.intent.domain_uuid
+        if attempt.vm is None or not mine or not isinstance(answer, Present):
+            return answer
+        whose = claim(attempt.vm, answer.domain.owner, self.fleet.cluster)
+        return answer if whose == "ours" else Unknown("ForeignDomain", f"{name} has a domain of that UUID: {whose}")
 
     def _request(self, attempt: Attempt, policy: EffectivePolicy) -> act.Migrate:
         intent = attempt.intent
@@ -176,6 +192,11 @@ class BothHosts:
             name = hypervisor.metadata.name if hypervisor else ""
             names[host, pool] = await observe.everything(self.fleet, name, pool)
         return names
+
+
+def _hands_off(vm: VirtualMachine | None) -> str:
+    say = off_limits(vm) if vm is not None else None
+    return f"{say.reason}: {reasons.MIGRATABLE[say.reason]}" if say is not None else ""
 
 
 def _untold(memory: Memory, *sides: tuple[str, Side, Job | Unknown | None]) -> str:

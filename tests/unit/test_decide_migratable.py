@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from homeostat.api import reasons
-from homeostat.api.observed import Checkpoint, Pool, Present, Traits
+from homeostat.api.meta import RECONCILE_ANNOTATION
+from homeostat.api.observed import Checkpoint, Pool, Present, Traits, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.migratable import condition
+from homeostat.decide.view import Say
 from tests.unit import test_decide_vm as vms
 from tests.unit.planning import (
     DISK,
@@ -120,3 +122,16 @@ def test_two_mtus_are_in_the_way_only_when_both_are_known() -> None:
         "Migratable",
         "Migratable",
     ]
+
+
+def test_a_vm_whose_host_is_silent_may_run_and_be_moved_there() -> None:
+    vm = vms.settled({"disks": [DISK]})
+    hosts = {"a": host("a", Unknown("ConnectionLost", "no route")), "b": host("b")}
+    assert condition(vm, None, None, hosts)[0] == "Unknown"
+    assert condition(vm, None, None, {"a": host("a"), "b": host("b")}) == ("False", Say("NotRunning"))
+
+
+def test_a_vm_that_is_not_to_be_touched_says_so() -> None:
+    vm = machine()
+    metadata = vm.metadata.model_copy(update={"annotations": {RECONCILE_ANNOTATION: "disabled"}})
+    assert judged(vm.model_copy(update={"metadata": metadata})) == "False/ReconcileDisabled"

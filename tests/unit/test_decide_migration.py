@@ -302,7 +302,8 @@ ENDS = (act.DestroyStale, act.UndefineStale)
 @st.composite
 def anything(draw: st.DrawFn) -> tuple[VirtualMachineMigration, MigrationView]:
     """A migration without an answer, and a view of it."""
-    marks = {name: "2026-01-01T00:00:00Z" for name in ("aborted", "forceCompleted", "frozen") if draw(FLAG)}
+    written = ("aborted", "forceCompleted", "frozen", "asked", "notAsked")
+    marks = {name: "2026-01-01T00:00:00Z" for name in written if draw(FLAG)}
     confirmed = CONFIRMED if draw(FLAG) else {}
     locks = {"locks": "Effective"} if draw(FLAG) else {}
     spec: dict[str, Any] = {"abort": "Requested"} if draw(FLAG) else {}
@@ -345,7 +346,10 @@ def test_nothing_forbidden_is_ever_done(case: tuple[VirtualMachineMigration, Mig
         assert isinstance(known.target, Absent | OutOfService)
     if not (job(known.source) == job(known.target) == "-" or decision.row.number == "22c"):
         tuning = act.AbortMigration | act.StartPostCopy | act.SetMaxDowntime | act.ResumePostCopy
-        assert isinstance(action, tuning) or (isinstance(action, act.Suspend) and job(known.source) == "Out")
+        frozen = decision.row.number == "11d" and age > 0
+        assert isinstance(action, tuning) or (
+            isinstance(action, act.Suspend) and (job(known.source) == "Out" or frozen)
+        )
     if isinstance(action, act.Migrate):
         assert isinstance(known.target, Absent)
         assert of.status.start_time is None
@@ -433,3 +437,13 @@ def test_the_vm_is_left_alone_from_the_intent_to_the_end() -> None:
     done = reported(of, known)
     other = of.model_copy(update={"metadata": of.metadata.model_copy(update={"namespace": "bank"})})
     assert in_flight([unplanned, done, other], vm) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "lost"), [("Paused/Migration", False), ("Paused/StartingUp", False), ("Running/Booted", True)]
+)
+def test_an_incoming_process_whose_cpus_could_not_run_was_ended_by_libvirt(before: str, lost: bool) -> None:
+    told = report.status(migration(BEGUN), view(CANCELED, seen(before)), shown(CANCELED, seen(before))).decision
+    assert told is not None
+    off = Present(Domain(UID, "shop_web", "Shutoff", "Failed", persistent=True))
+    assert report.side_of(off, None, told.target, released=False) == seen("Shutoff/Failed", lost=lost)

@@ -41,6 +41,16 @@ def test_two_that_run_are_frozen_at_once_and_ended_never() -> None:
     assert frozen.evidence in frozen.say.detail
 
 
+def test_two_that_run_while_libvirt_is_not_done_on_the_target_are_frozen_when_it_lasts() -> None:
+    ending = seen("Running/Migrated", "In")
+    assert shown(CANCELED, ending, 0).action is None
+    decision = shown(CANCELED, ending, SHORT)
+    assert (decision.action, decision.ambiguous) == (act.Suspend("a", UID), True)
+    assert shown(PAUSED, ending).action is None
+    frozen = migration(BEGUN | {"marks": {"frozen": NOW}})
+    assert decided(frozen, view(PAUSED, GONE, SHORT)).action == act.Resume("a", UID)
+
+
 @pytest.mark.parametrize(("source", "target"), [(HELD, DARK), (HELD, HELD), (CANCELED, DARK), (GONE, STRANDED)])
 def test_what_names_no_owner_is_ambiguous_when_it_lasts(source: Side, target: Side) -> None:
     assert shown(source, target, SHORT).say.reason == "Undecided"

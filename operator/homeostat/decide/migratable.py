@@ -56,7 +56,7 @@ def condition(
 def off_limits(vm: VirtualMachine) -> Say | None:
     """That the VM's owner has the operator keep its hands off; None when not."""
     disabled = vm.metadata.annotations.get(RECONCILE_ANNOTATION) == "disabled"
-    return Say("ReconcileDisabled") if disabled else None
+    return Say("ReconcileDisabled", f"annotation {RECONCILE_ANNOTATION} is disabled") if disabled else None
 
 
 def _silent(vm: VirtualMachine, hosts: Mapping[str, HostView]) -> str:
@@ -71,8 +71,6 @@ def _another(host: HostView, source: HostView) -> bool:
 
 def blockers(move: Move) -> Iterator[Say]:
     """Every reason against moving this VM to this host, the nearest to being overcome last."""
-    if (say := off_limits(move.vm)) is not None:
-        yield say
     yield from of_the_vm(move.domain)
     if (say := unwanted(move.vm, move.target)) is not None:
         yield Say("PlacementForbids", say.detail)

@@ -272,6 +272,11 @@ def _freeze(case: Case) -> MigrationDecision:
     return say(case, "SplitBrain", pair(case), action=action, marks=marks, ambiguous=True, requeue_after=0.0)
 
 
+def _freeze_if_it_lasts(case: Case) -> MigrationDecision:
+    """Of a migration no longer than the two looks, the source may be shown before it and the target after it."""
+    return _freeze(case) if case.twice else say(case, "Undecided", pair(case), requeue_after=0.0)
+
+
 def _doubt(case: Case) -> MigrationDecision:
     """The target is unknown. A call that was refused, with no job ever seen, has not brought anything there."""
     call = case.view.ended
@@ -289,6 +294,7 @@ _EFFECTS: dict[str, Callable[[Case], MigrationDecision]] = {
     "resume source": _resume_source,
     "resume source if ours": _resume_source_if_ours,
     "freeze": _freeze,
+    "freeze if it lasts": _freeze_if_it_lasts,
     "end target": _end_target,
     "resume target": _resume_target,
     "resume target if ours": _resume_target_if_ours,

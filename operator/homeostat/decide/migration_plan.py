@@ -19,7 +19,7 @@ from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import migration_copy as copies
 from homeostat.decide import migration_policy as policies
 from homeostat.decide import wanted
-from homeostat.decide.migratable import blockers, locked, marker, pools_of, proved, shared, to_be_proved
+from homeostat.decide.migratable import blockers, locked, marker, off_limits, pools_of, proved, shared, to_be_proved
 from homeostat.decide.migration import ended
 from homeostat.decide.migration_peers import Peers, Reach, peer_uri
 from homeostat.decide.migration_planning import Fleet, Found, Look, Plan
@@ -62,6 +62,8 @@ def _find(migration: VirtualMachineMigration, vm: VirtualMachine, fleet: Fleet) 
     where = locate(vm, fleet.view)
     if why := stopping(vm):
         return _end("VMNotRunning", why)
+    if (limits := off_limits(vm)) is not None:
+        return _end("NotMigratable", f"{limits.reason}: {limits.detail}")
     moving = of_the_same_vm(migration, [each for each in fleet.migrations if not ended(each)])
     if moving is not None and moving.status.intent is not None:  # where it is to go from is known after that
         return Plan(Say("Queued", f"VirtualMachineMigration {moving.metadata.name} moves the same VM"))

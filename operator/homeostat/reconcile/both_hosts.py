@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any
 
 from homeostat.api import actions as act
-from homeostat.api import reasons
 from homeostat.api.migration import IntentStatus, MarksStatus, ObservationStatus, VirtualMachineMigration
 from homeostat.api.migration_policy import EffectivePolicy
 from homeostat.api.observed import Answer, Present, Unknown
@@ -196,7 +195,7 @@ class BothHosts:
 
 def _hands_off(vm: VirtualMachine | None) -> str:
     say = off_limits(vm) if vm is not None else None
-    return f"{say.reason}: {reasons.MIGRATABLE[say.reason]}" if say is not None else ""
+    return f"{say.reason}: {say.detail}" if say is not None else ""
 
 
 def _untold(memory: Memory, *sides: tuple[str, Side, Job | Unknown | None]) -> str:

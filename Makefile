@@ -57,6 +57,10 @@ test-api: venv binaries ## Run against a real kube-apiserver and etcd
 test-lab: venv binaries ## Run against real libvirt hosts on this machine (as root)
 	@$(PYTEST) tests/lab
 
+.PHONY: fresh
+fresh: ## Run the demo, twice, on a Debian 12 without anything installed, in a folder of this machine (as root)
+	@bash tests/fresh.sh
+
 .PHONY: matrix
 matrix: venv binaries ## Cross every effect with every fault in the lab (MATRIX_ARGS="--scenario migrate"); record it in docs
 	@$(BIN)/python -m tests.lab.matrix $(MATRIX_ARGS)

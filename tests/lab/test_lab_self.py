@@ -197,7 +197,7 @@ def test_killed_libvirtd_leaves_qemu_and_comes_back(lab: Lab, host: Host) -> Non
     assert host.qemu_pid(domain) == pid
     host.start_libvirtd()
     assert state(host, domain).startswith("running")
-    host.virsh("destroy", domain)
+    host.forget(domain)  # not destroyed: libvirt may say that this failed when it has worked (measured)
 
 
 def test_frozen_libvirtd_accepts_and_never_answers(host: Host) -> None:
@@ -385,7 +385,8 @@ def test_down_removes_a_half_finished_lab(after: float) -> None:
         up.kill()
     network = network_of("selftest-half")
     Lab("selftest-half").down()
-    assert traces("selftest-half", network) == []
+    # A command that `up` was waiting for when it was killed has outlived it, and makes nothing any more.
+    eventually(lambda: traces("selftest-half", network) == [], "nothing to be left", 10)
 
 
 def test_up_starts_over_what_was_left_half_finished() -> None:

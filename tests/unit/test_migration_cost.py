@@ -74,3 +74,13 @@ def test_what_libvirt_says_after_the_end_goes_before_what_was_seen_on_the_way() 
         transferred_mib=600, downtime_milliseconds=40, total_seconds=9
     )
     assert report.cost_at_end(told.cost, 600 * MIB, None).downtime_milliseconds is None
+
+
+def test_a_job_that_was_seen_just_before_its_end_takes_nothing_from_the_cost() -> None:
+    """The source is asked for its job first, and for the domain after that."""
+    known = view(GONE, ARRIVED)
+    of = migration({"startTime": NOW - timedelta(seconds=9), "cost": {"transferredMiB": 3}})
+    done = report.status(of, known, decide(of, intent_of(of), known))
+    cost = report.with_progress(done, progress(5 * MIB)).cost
+    assert cost is not None
+    assert (cost.transferred_mib, cost.total_seconds) == (5, 9)

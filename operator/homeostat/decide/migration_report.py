@@ -126,6 +126,12 @@ def progress(progress: Progress, old: ProgressStatus | None) -> ProgressStatus:
     )
 
 
+def with_progress(status: VirtualMachineMigrationStatus, found: Progress) -> VirtualMachineMigrationStatus:
+    """The status with what is shown of a copy under way: in its last pass too, when the job was seen and its end after."""
+    figures = {"progress": progress(found, status.progress), "cost": cost_so_far(status.cost, found)}
+    return status.model_copy(update=figures)
+
+
 def due(
     old: VirtualMachineMigrationStatus, new: VirtualMachineMigrationStatus, progress: Progress | None, least: float
 ) -> bool:

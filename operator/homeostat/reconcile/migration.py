@@ -228,8 +228,7 @@ class MigrationReconciler:
         old = attempt.migration.status
         status = report.status(attempt.migration, sight.view, decision)
         if sight.progress is not None:
-            cost = report.cost_so_far(old.cost, sight.progress)
-            status = status.model_copy(update={"progress": report.progress(sight.progress, old.progress), "cost": cost})
+            status = report.with_progress(status, sight.progress)
         if decision.say.reason == "Migrated" and (told := await self._cost(attempt.intent)) is not None:
             cost = report.cost_at_end(status.cost, told.transferred, told.downtime)
             status = status.model_copy(update={"cost": cost})

@@ -127,7 +127,7 @@ def progress(progress: Progress, old: ProgressStatus | None) -> ProgressStatus:
 
 
 def with_progress(status: VirtualMachineMigrationStatus, found: Progress) -> VirtualMachineMigrationStatus:
-    """The status with what is shown of a copy under way: in its last pass too, when the job was seen and its end after."""
+    """The status with what is shown of a copy; also in the last pass, when the job was seen right before its end."""
     figures = {"progress": progress(found, status.progress), "cost": cost_so_far(status.cost, found)}
     return status.model_copy(update=figures)
 

@@ -100,6 +100,14 @@ def test_a_target_that_falls_silent_has_nothing_of_the_vm(locks: str) -> None:
     assert unasked(RUNS, OUT, 0).say.reason == "TargetUnreachable"
 
 
+@pytest.mark.parametrize(("source", "target"), [(RUNS, DARK), (DARK, GONE)])
+def test_what_was_made_for_a_copy_is_removed_before_it_ends(source: Side, target: Side) -> None:
+    of = migration(UNASKED | {"marks": UNASKED["marks"] | {"volumeMade": "2026-01-01T00:00:00Z"}}, abort="Requested")
+    decision = decided(of, view(source, target, LONG))
+    assert (decision.say.reason, decision.finished) == ("CleaningUp", False)
+    assert "no route to host" in decision.say.detail
+
+
 def test_one_whose_vm_is_not_to_be_touched_ends() -> None:
     decision = unasked(RUNS, GONE, listed=False, hands_off="ReconcileDisabled")
     assert (decision.say.reason, decision.finished) == ("NotMigratable", True)

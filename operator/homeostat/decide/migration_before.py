@@ -23,7 +23,9 @@ STILL = ("paused", "stuck")
 def before(case: Case) -> MigrationDecision:
     """The next step of an attempt that libvirt was certainly not asked for."""
     if (over := _over(case)) is not None:
-        return finish(case, *over)
+        # What was made for a copy would stay: a mark on the source's disk, too, from which nothing is started then.
+        silent = case.marks.volume_made is not None and _silent(case)
+        return say(case, "CleaningUp", silent) if silent else finish(case, *over)
     if (waits := _waits(case)) is not None:
         return say(case, *waits)
     if isinstance(case.view.target, Seen):
@@ -43,6 +45,11 @@ def begin(case: Case) -> MigrationDecision:
     marks = checkpoints.recorded(case.marks, case.view.source)
     marks = marks.model_copy(update={"asked": case.view.now, "not_asked": None})
     return say(case, "Preparing", action=case.view.request, marks=marks, requeue_after=1.0)
+
+
+def _silent(case: Case) -> str:
+    sides = ((case.intent.source, case.view.source), (case.intent.target, case.view.target))
+    return "; ".join(f"{name} cannot be asked: {side.message}" for name, side in sides if isinstance(side, Unknown))
 
 
 def _over(case: Case) -> tuple[str, str] | None:

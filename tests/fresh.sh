@@ -24,7 +24,10 @@ mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 'Compo
 debootstrap --variant=minbase --include=git,make,ca-certificates bookworm "$root" "${mirror:?no package source}" |
   awk 'NR % 40 == 0 { print "    " $0; fflush() }'
 for path in /etc/apt /etc/pip.conf /etc/ssl/certs /usr/local/share/ca-certificates /etc/hosts /etc/resolv.conf; do
-  if [ -e "$path" ]; then cp -aL --parents "$path" "$root"; fi
+  if [ -e "$path" ]; then
+    rm -rf "${root:?}$path"  # what is a link there would lead out of it
+    cp -aL --parents "$path" "$root"
+  fi
 done
 git clone -q . "$root/root/homeostat"
 
@@ -40,7 +43,8 @@ fi
 
 say "make demo, twice, and make demo-down in it"
 unshare --mount --pid --fork --kill-child --propagation private bash -euc "$mounts
-exec chroot . /usr/bin/env ${KUBEBUILDER_ASSETS:+KUBEBUILDER_ASSETS=/assets} HOME=/root LANG=C.UTF-8 \
+mkdir .outside; pivot_root . .outside; umount --lazy .outside
+exec /usr/bin/env ${KUBEBUILDER_ASSETS:+KUBEBUILDER_ASSETS=/assets} HOME=/root LANG=C.UTF-8 \
   PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -euc '
     cd /root/homeostat
     if command -v libvirtd qemu-system-x86_64 python3; then echo \"this is not fresh\"; exit 1; fi

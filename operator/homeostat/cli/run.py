@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as the system lets: a host takes up to 27 connections, and the usual 1024 are few."""
+    """Allow as many open files as the system lets: a host takes dozens of connections, and the usual 1024 are few."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

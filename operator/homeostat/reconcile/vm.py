@@ -22,7 +22,7 @@ from homeostat.decide import report
 from homeostat.decide.migration import in_flight
 from homeostat.decide.view import Decision, Failure, VMView
 from homeostat.decide.vm import decide
-from homeostat.hosts.driver import HostError, HostUnreachable
+from homeostat.hosts.driver import HostError, HostUnreachable, NotBegun
 from homeostat.hosts.perform import perform
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
@@ -200,6 +200,8 @@ class VMReconciler:
             log.info("%s: not known whether it was carried out: %s", type(action).__name__, error.message)
         except HostError as error:
             log.info("%s was refused: %s", type(action).__name__, error.message)
+            if isinstance(error, NotBegun):
+                self._asked.pop(key, None)  # a guest that was not asked to power off is asked again
             self._failed[key] = Failure(action, error.message)
 
     async def _report(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from homeostat.hosts.driver import NO_CONNECT, RPC, Credentials, HostUnreachable
-from homeostat.hosts.sessions import Session, Virt, open_in_thread
+from homeostat.hosts.sessions import Session, Virt, discard, open_in_thread
 
 T = TypeVar("T")
 
@@ -43,7 +43,11 @@ class Endpoint:
         keepalive = self.settings.keepalive_interval, self.settings.keepalive_count
         async with self._one_at_a_time:
             opened = await open_in_thread(self._uri, self._credentials, keepalive)
-        session = Session(f"libvirt-{name}", opened, on_end)
+        try:
+            session = Session(f"libvirt-{name}", opened, on_end)
+        except RuntimeError as error:
+            discard(opened)  # here and now, there is no thread for it; what is cut does not block
+            raise HostUnreachable(NO_CONNECT, f"this process cannot connect: {error}") from None
         try:
             await session.run(session.watch, self.settings.deadline)
         except BaseException:

@@ -23,7 +23,7 @@ from homeostat.hosts.informer import HostInformer
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
 from homeostat.kube.transport import ApiError, ApiUnreachable
-from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.fleet import Fleet, outdated
 from homeostat.reconcile.retried import parsed, retried
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime import metrics
@@ -88,6 +88,7 @@ class HypervisorReconciler:
         self._fleet.note_hypervisor(name, None)
         self._written.pop(name, None)
         self._fleet.missing.pop(name, None)
+        metrics.hosts.remove(name)
         informer = self._fleet.informers.pop(name, None)
         if informer is not None:
             await informer.close()
@@ -141,7 +142,10 @@ class HypervisorReconciler:
         with retried("the finalizer could not be removed"):
             for item in await self._client.list_all(VirtualMachine):
                 vm = parsed(VirtualMachine, item)
-                self._fleet.note_vm((vm.metadata.namespace, vm.metadata.name), vm)
+                where = vm.metadata.namespace, vm.metadata.name
+                if outdated(self._fleet.vms.get(where), item["metadata"]):  # the list, or the store was rolled back
+                    raise Retry(f"VM {'/'.join(where)} is listed as it was before")
+                self._fleet.note_vm(where, vm)
             if self._fleet.holds(parsed(Hypervisor, seen)):
                 return Result(0.0)
             if FINALIZER in seen["metadata"].get("finalizers", []):

@@ -158,15 +158,17 @@ class VMReconciler:
         return None if await self._lasts(work, meanwhile) else seen
 
     async def _lasts(self, work: asyncio.Task[None], meanwhile: Callable[[], Awaitable[object]]) -> bool:
-        """Wait for the end of `work`; whether it took so long that `meanwhile` was called."""
+        """Wait for the end of `work`, whatever happens; whether it took so long that `meanwhile` was called."""
         try:
             await asyncio.wait({work}, timeout=self._settings.settle_seconds)
             if lasts := not work.done():
                 with contextlib.suppress(Retry):  # nothing was written: the next pass reports
                     await meanwhile()
-            await work
-        finally:
+        except asyncio.CancelledError:
             work.cancel()
+            raise
+        finally:
+            await work  # the key is not given back before: two calls for it could be under way at once
         return lasts
 
     async def _write(self, key: Key, seen: Object, action: act.ObjectAction) -> Object:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest counts as asked to power off when it was asked, and not when its turn did not come."""
+"""Effects on VMs: a guest counts as asked to power off when it was asked, and a call holds its key until it ends."""
 
 from __future__ import annotations
 
@@ -84,3 +84,21 @@ def test_a_guest_that_was_not_asked_is_asked_again(error: HostError | None, aske
         return vms._with_memory(KEY, VMView("", {})).asked_seconds_ago
 
     assert (run_virtual(drill()) is not None) == asked
+
+
+def test_a_report_that_fails_does_not_give_the_key_back_before_the_call_has_ended() -> None:
+    async def drill() -> float:
+        async def destroy(uuid: str) -> None:
+            await asyncio.sleep(100)
+
+        async def report() -> None:
+            raise ValueError("nobody foresaw this")
+
+        fleet: Any = Mock()
+        fleet.connected.return_value.destroy = destroy
+        vms = VMReconciler(Mock(), fleet, Mock(), Settings(), now, lambda key: None)
+        with pytest.raises(ValueError, match="nobody foresaw this"):
+            await vms._perform(KEY, {}, Decision(Say("Stopping"), act.Destroy("h", "uuid")), report)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(drill()) >= 100

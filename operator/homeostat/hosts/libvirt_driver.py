@@ -123,8 +123,9 @@ class LibvirtConnection(Connection):
     async def facts(self) -> HostFacts:
         host = await self._facts.call(reads.host, self.deadline)
         try:
-            return replace(host, pools=await self._storage.call(reads.pools, self._agent_deadline))
-        except HostError:  # storage that hangs must not make the host unknown
+            async with asyncio.timeout(self._agent_deadline):  # of which a part may be spent waiting for others' calls
+                return replace(host, pools=await self._storage.call(reads.pools, self._agent_deadline))
+        except (HostError, TimeoutError):  # storage that hangs must not make the host unknown
             return replace(host, pools_known=False)
 
     async def domains(self) -> list[DomainRow]:
@@ -161,16 +162,14 @@ class LibvirtConnection(Connection):
         )
 
     async def pool(self, name: str) -> Pool:
-        return await self._storage.call(lambda virt: reads.pool(virt, name), self.deadline)
+        return await self._stored(lambda virt: reads.pool(virt, name))
 
     async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
-        return await self._storage.call(
-            lambda virt: reads.volumes(virt.storagePoolLookupByName(pool), examined), self.deadline
-        )
+        return await self._stored(lambda virt: reads.volumes(virt.storagePoolLookupByName(pool), examined))
 
     async def volume_size(self, pool: str, name: str) -> int:
-        return await self._storage.call(
-            lambda virt: int(virt.storagePoolLookupByName(pool).storageVolLookupByName(name).info()[1]), self.deadline
+        return await self._stored(
+            lambda virt: int(virt.storagePoolLookupByName(pool).storageVolLookupByName(name).info()[1])
         )
 
     async def refresh_pool(self, pool: str) -> None:
@@ -263,6 +262,9 @@ class LibvirtConnection(Connection):
 
     async def _read(self, work: Callable[[Virt], T]) -> T:
         return await self._reads.call(work, self.deadline)
+
+    async def _stored(self, work: Callable[[Virt], T]) -> T:
+        return await self._storage.call(work, self.deadline, patience=self._endpoint.settings.connect_timeout)
 
     async def _store(self, work: Callable[[Virt], object]) -> None:
         await self._storage.call(work, self.deadline, effect=True)

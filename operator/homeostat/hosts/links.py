@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from homeostat.hosts.driver import NO_CONNECT, RPC, Credentials, HostUnreachable
+from homeostat.hosts.driver import NO_CONNECT, OPERATION_TIMEOUT, RPC, Credentials, HostUnreachable, NotBegun
 from homeostat.hosts.sessions import Session, Virt, discard, open_in_thread
 
 T = TypeVar("T")
@@ -67,9 +67,16 @@ class Links:
         self._opening: set[asyncio.Task[Session]] = set()
         self._closed = ""
 
-    async def call(self, work: Callable[[Virt], T], deadline: float, *, effect: bool = False) -> T:
-        """Run `work` on one of the connections: see Session.run. Waits for its turn without a limit."""
-        await self._free.acquire()
+    async def call(
+        self, work: Callable[[Virt], T], deadline: float, *, effect: bool = False, patience: float | None = None
+    ) -> T:
+        """Run `work` on one of the connections: see Session.run. NotBegun when its turn has not come in `patience`."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._free.acquire()
+        except TimeoutError:
+            why = f"{self._name} is busy: no earlier call was answered within {patience:g} s"
+            raise NotBegun(OPERATION_TIMEOUT, why) from None
         try:
             session = await self._session()
         except BaseException:

@@ -71,6 +71,8 @@ class Fleet:
     now: Callable[[], datetime]
     room_changed: Callable[[frozenset[str]], None]
     """Called with the names of Hypervisors that a VM came to or left, however that became known."""
+    storage_seconds: float = 60.0
+    """How long a look at a host's storage may take."""
     cluster: str = ""
     """What names the cluster in the metadata of its domains; known before anything else is."""
     hypervisors: dict[str, Hypervisor] = field(default_factory=dict)

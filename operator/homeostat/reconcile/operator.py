@@ -54,7 +54,7 @@ class Operator:
         self._source = source
         self.settings = settings = settings or Settings()
         self.client = Client(transport, namespace)
-        self.fleet = Fleet(now, self._room_changed)
+        self.fleet = Fleet(now, self._room_changed, settings.call_deadline_seconds)
         self._facts: dict[tuple[str, Key], object] = {}
         shared = (self.client, self.fleet, Recorder(transport, now), settings, now)
         self.hypervisors = Controller(

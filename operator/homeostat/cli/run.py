@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from homeostat.api.migration_policy import MigrationPolicy
 from homeostat.cli.endpoints import Endpoints
+from homeostat.hosts import uri
 from homeostat.hosts.libvirt_driver import DriverSettings, LibvirtDriver
 from homeostat.kube.http import HttpTransport
 from homeostat.kube.lease import Lease, LeaseLost
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     except ValueError as error:
         sys.exit(f"homeostat: {error}")
     raise_file_limit()
+    uri.remove_leftovers()
     asyncio.run(_main(args, chosen))
 
 
@@ -55,6 +57,7 @@ def raise_file_limit() -> None:
 
 def _exit(code: int) -> NoReturn:
     """End now. Calls to hosts that never answer cannot be ended, neither their threads nor the tasks that wait."""
+    uri.remove_credentials()
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)

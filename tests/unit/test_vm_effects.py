@@ -71,7 +71,7 @@ def test_questions_for_addresses_keep_no_guest_from_being_asked_to_power_off() -
 def test_a_guest_that_was_not_asked_is_asked_again(error: HostError | None, asked: bool) -> None:
     """One whose agent or QEMU does not react has had its chance: it is not asked for ever."""
 
-    async def drill() -> float | None:
+    async def drill() -> VMView:
         async def shutdown(uuid: str, *, agent: bool) -> None:
             if error is not None:
                 raise error
@@ -81,9 +81,11 @@ def test_a_guest_that_was_not_asked_is_asked_again(error: HostError | None, aske
         vms = VMReconciler(Mock(), fleet, Mock(), Settings(), now, lambda key: None)
         decision = Decision(Say("Stopping"), act.Shutdown("h", "uuid", agent=True))
         await vms._perform(KEY, {}, decision, Mock())
-        return vms._with_memory(KEY, VMView("", {})).asked_seconds_ago
+        return vms._with_memory(KEY, VMView("", {}))
 
-    assert (run_virtual(drill()) is not None) == asked
+    view = run_virtual(drill())
+    assert (view.asked_seconds_ago is not None) == asked
+    assert (view.failure is not None) == (error is not None and asked), "to wait for one's turn is no failure"
 
 
 def test_a_report_that_fails_does_not_give_the_key_back_before_the_call_has_ended() -> None:

@@ -23,7 +23,7 @@ class DriverSettings:
 
     keepalive_interval: int = 5
     keepalive_count: int = 3
-    connect_timeout: float = 10.0  # of connections opened later than the first; that one is its caller's
+    connect_timeout: float = 10.0  # of connections but the first, which is its caller's; and of a turn at storage
     effect_threads: int = 8
     deadline: float = 60.0
     long_deadline: float = 180.0  # create and destroy: QEMU may have much memory to set up, or be slow to let go
@@ -75,8 +75,9 @@ class Links:
             async with asyncio.timeout(patience):
                 await self._free.acquire()
         except TimeoutError:
-            why = f"{self._name} is busy: no earlier call was answered within {patience:g} s"
-            raise NotBegun(OPERATION_TIMEOUT, why) from None
+            raise NotBegun(
+                OPERATION_TIMEOUT, f"its turn did not come within {patience:g} s, for other calls for {self._name}"
+            ) from None
         try:
             session = await self._session()
         except BaseException:

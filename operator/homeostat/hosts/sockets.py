@@ -129,7 +129,7 @@ def _peer(inode: int, fd: int) -> Peer | None:
             peer = copy.getpeername()
     except OSError:
         return _sought(inode)
-    return peer if isinstance(peer, str) else (peer[0], peer[1])
+    return peer if isinstance(peer, str) else tuple(peer[:2])
 
 
 def _sought(inode: int) -> Peer | None:

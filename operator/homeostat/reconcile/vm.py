@@ -200,10 +200,11 @@ class VMReconciler:
             await perform(action, connection, self._fleet.answer(action.host).facts)
         except HostUnreachable as error:
             log.info("%s: not known whether it was carried out: %s", type(action).__name__, error.message)
+        except NotBegun as error:
+            log.info("%s has to wait: %s", type(action).__name__, error.message)
+            self._asked.pop(key, None)  # a guest that was not asked to power off is asked by the next pass
         except HostError as error:
             log.info("%s was refused: %s", type(action).__name__, error.message)
-            if isinstance(error, NotBegun):
-                self._asked.pop(key, None)  # a guest that was not asked to power off is asked again
             self._failed[key] = Failure(action, error.message)
 
     async def _report(

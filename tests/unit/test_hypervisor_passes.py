@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,13 +15,14 @@ from homeostat.api.meta import FINALIZER
 from homeostat.hosts.driver import SYSTEM_ERROR, HostUnreachable
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
-from homeostat.kube.transport import JSON, ApiError
+from homeostat.kube.transport import JSON, JSON_PATCH, ApiError
 from homeostat.reconcile.fleet import Fleet
 from homeostat.reconcile.hypervisor import HypervisorReconciler
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime.controller import Retry
 from tests.simulation.clock import now, run_virtual
 from tests.unit.informed import Host
+from tests.unit.test_fleet import WEB, item, vm
 
 pytestmark = pytest.mark.unit
 
@@ -40,6 +42,8 @@ class Api:
         }
         self.item: dict[str, Any] | None = {"metadata": meta, "spec": spec}
         self.refusal: ApiError | None = None
+        self.vms: list[dict[str, Any]] = []
+        self.listing: Callable[[], None] = lambda: None
 
     async def request(
         self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None, content_type: str = JSON
@@ -49,11 +53,16 @@ class Api:
             if self.refusal is not None:
                 raise self.refusal
             return {"data": {key: base64.b64encode(b"x").decode() for key in ("ca.crt", "tls.crt", "tls.key")}}
+        if path.endswith("/virtualmachines"):
+            self.listing()
+            return {"items": self.vms}
         if method == "POST":
             return {}
         if self.item is None:
             raise ApiError(404, "NotFound", "")
-        if method == "PATCH":
+        if method == "PATCH" and content_type == JSON_PATCH:
+            self.item = {**self.item, "metadata": {**self.item["metadata"], "finalizers": body[-1]["value"]}}
+        elif method == "PATCH":
             self.item = {**self.item, "status": body["status"]}
         return self.item
 
@@ -139,5 +148,22 @@ def test_the_metric_of_a_hypervisor_that_is_gone_goes_with_it() -> None:
         bed.api.item = None
         await bed.passes()
         assert reachable() is None
+
+    run_virtual(drill())
+
+
+def test_a_hypervisor_is_not_let_go_by_a_list_that_does_not_show_the_vm_that_came_meanwhile() -> None:
+    async def drill() -> None:
+        bed = Bed()
+        await bed.passes()
+        assert bed.api.item is not None
+        bed.api.item["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
+        here = {"hypervisor": "h1", "uid": "h1", "hostUUID": bed.host.uuid}
+        bed.api.vms = [item(2)]
+        bed.api.listing = lambda: bed.fleet.note_vm(WEB, vm(5, candidates=[here]))
+        with pytest.raises(Retry, match="VM shop/web is listed as it was before"):
+            await bed.passes()
+        assert bed.api.item["metadata"]["finalizers"] == [FINALIZER]
+        await bed.fleet.informers["h1"].close()
 
     run_virtual(drill())

@@ -76,7 +76,8 @@ class Links:
                 await self._free.acquire()
         except TimeoutError:
             raise NotBegun(
-                OPERATION_TIMEOUT, f"its turn did not come within {patience:g} s, for other calls for {self._name}"
+                OPERATION_TIMEOUT,
+                f"its turn did not come within {patience:g} s: there are other calls for {self._name}",
             ) from None
         try:
             session = await self._session()

@@ -292,7 +292,8 @@ class LibvirtConnection(Connection):
                 await self._agent.call(ask, _AGENT_SHUTDOWN_SECONDS)
         except TimeoutError:
             if begun.acquire(blocking=False):
-                raise NotBegun(OPERATION_TIMEOUT, "the agents of other guests are being asked") from None
+                why = f"no connection for agents was free within {_REFUSAL_SECONDS:g} s"
+                raise NotBegun(OPERATION_TIMEOUT, why) from None
 
     def _event(self, event: Event) -> None:
         self._on_event(event)

@@ -75,10 +75,8 @@ class Links:
             async with asyncio.timeout(patience):
                 await self._free.acquire()
         except TimeoutError:
-            raise NotBegun(
-                OPERATION_TIMEOUT,
-                f"its turn did not come within {patience:g} s: there are other calls for {self._name}",
-            ) from None
+            why = f"no connection for {self._name} was free within {patience:g} s"
+            raise NotBegun(OPERATION_TIMEOUT, why) from None
         try:
             session = await self._session()
         except BaseException:

@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from aiohttp import web
@@ -114,8 +115,17 @@ def test_an_end_with_an_error_waits_for_no_call_to_a_host() -> None:
     assert run_virtual(drill()) <= 1 + END_SECONDS
 
 
-def test_an_operator_says_that_its_lease_is_lost_and_ends_though_it_cannot_be_given_back(tmp_path: Path) -> None:
-    """The whole process, at an API server that keeps its Lease for a while and then is silent."""
+class Ended(NamedTuple):
+    """How an operator ended that held the Lease: its exit status, after how many seconds, its log and the Lease."""
+
+    code: int | None
+    seconds: float
+    log: str
+    lease: dict[str, Any]
+
+
+def operate(tmp_path: Path, disturb: Callable[[asyncio.subprocess.Process, asyncio.Event], None]) -> Ended:
+    """Run the whole process at an API server that is silent once the event is set; disturbed once it has the Lease."""
     silent, leased, lease = asyncio.Event(), asyncio.Event(), dict[str, Any]()
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -130,32 +140,34 @@ def test_an_operator_says_that_its_lease_is_lost_and_ends_though_it_cannot_be_gi
             leased.set()
         return web.json_response(lease)
 
-    async def drill() -> tuple[int | None, float, str]:
+    async def drill() -> Ended:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", handle)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        config = kubeconfig(tmp_path, runner.addresses[0][1])
-        command = [
-            sys.executable,
-            "-m",
-            "homeostat",
-            "run",
-            "--lease-seconds=3",
-            "--listen=",
-            "--kubeconfig",
-            str(config),
-        ]
+        config = str(kubeconfig(tmp_path, runner.addresses[0][1]))
+        command = [sys.executable, "-m", "homeostat", "run", "--lease-seconds=3", "--listen=", "--kubeconfig", config]
         operator = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         await asyncio.wait_for(leased.wait(), 30)
-        silent.set()
+        disturb(operator, silent)
         begun = time.monotonic()
         _, log = await asyncio.wait_for(operator.communicate(), 30)
         await runner.cleanup()
-        return operator.returncode, time.monotonic() - begun, log.decode()
+        return Ended(operator.returncode, time.monotonic() - begun, log.decode(), lease)
 
-    code, seconds, log = asyncio.run(drill())
-    assert code == 1
-    assert "ending: the lease could not be renewed" in log
-    assert seconds < 3 + 2 + END_SECONDS
+    return asyncio.run(drill())
+
+
+def test_an_operator_says_that_its_lease_is_lost_and_ends_though_it_cannot_be_given_back(tmp_path: Path) -> None:
+    ended = operate(tmp_path, lambda _, silent: silent.set())
+    assert ended.code == 1
+    assert "ending: the lease could not be renewed" in ended.log
+    assert ended.seconds < 3 + 2 + END_SECONDS
+
+
+def test_an_operator_that_is_asked_to_end_gives_its_lease_back(tmp_path: Path) -> None:
+    ended = operate(tmp_path, lambda operator, _: operator.terminate())
+    assert ended.code == 0
+    assert ended.lease["spec"]["holderIdentity"] == ""
+    assert ended.seconds < END_SECONDS

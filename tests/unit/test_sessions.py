@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from homeostat.hosts import lanes, sessions
+from homeostat.hosts import lanes, links, sessions
 from homeostat.hosts.driver import HostError, HostUnreachable
 from homeostat.hosts.sessions import Opened, Session
 
@@ -55,3 +55,24 @@ def test_who_waits_is_told_of_the_end_though_the_process_has_no_threads_and_no_f
 
     monkeypatch.setattr(sessions, "CLOSE_AGAIN_SECONDS", 0.1)
     asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_a_connection_that_no_thread_can_be_had_for_is_closed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        virt, cut = Mock(), Mock()
+
+        async def opened(*_: object) -> Opened:
+            return Opened(virt, cut)
+
+        monkeypatch.setattr(links, "open_in_thread", opened)
+        monkeypatch.setattr(lanes, "start", no_thread)
+        endpoint = links.Endpoint("qemu+tcp://h/system", None, links.DriverSettings())
+        with pytest.raises(HostUnreachable, match="can't start new thread"):
+            await endpoint.connect("observe", lambda why: None)
+        assert cut.called
+        assert virt.close.called
+
+    asyncio.run(scenario())

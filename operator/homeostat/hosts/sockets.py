@@ -80,6 +80,7 @@ class SocketSearch:
                 self._held = {inode: found[inode] for inode in self._own & found.keys()} or found
                 if len(self._held) == 1:
                     self._copy = socket.socket(fileno=os.dup(*self._held.values()))
+            self._before, self._own = frozenset(), set()  # a connection lasts, and these are as many as all sockets
 
     def release(self) -> None:
         """Shut the connection's socket down, in both directions, and give it up."""
@@ -95,6 +96,8 @@ class SocketSearch:
 
     def _note_own(self) -> dict[int, int]:
         """Sockets that may be this attempt's; those that can be no other's are noted as its own."""
+        if self not in _under_way:  # it has just ended, and what it opened is a connection's
+            return {}
         try:
             found = self._unclaimed()
         except OSError:

@@ -7,6 +7,7 @@ import asyncio
 
 import pytest
 
+from homeostat.hosts.driver import RPC, HostUnreachable
 from homeostat.hosts.turns import Turns
 from tests.simulation.clock import run_virtual
 
@@ -93,3 +94,30 @@ def test_one_who_gives_up_waiting_holds_nobody_up() -> None:
         assert pool.refreshes == 1
 
     run_virtual(drill())
+
+
+def test_a_refresh_that_is_not_answered_is_not_tried_again_by_each_who_waited_for_it() -> None:
+    async def drill() -> int:
+        turns, tries = Turns(), 0
+
+        async def work() -> None:
+            nonlocal tries
+            tries += 1
+            await asyncio.sleep(60)
+            if tries <= 2:
+                raise HostUnreachable(RPC, "a call was not answered within 60 s")
+
+        async def made() -> float:
+            async with turns.making():
+                return asyncio.get_running_loop().time()
+
+        waiting = [asyncio.create_task(turns.refresh(work)) for _ in range(20)]
+        await asyncio.sleep(1)
+        making = asyncio.create_task(made())
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {str(each) for each in errors} == {"a call was not answered within 60 s"}
+        assert await making == 120, "one refresh was under way when the others were asked for, and one was for them"
+        await turns.refresh(work)  # asked for later, it is tried
+        return tries
+
+    assert run_virtual(drill()) == 3

@@ -36,10 +36,11 @@ class Endpoints:
             await runner.cleanup()
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        """200 while the event loop turns and no key has waited for a worker for minutes."""
-        waits = [c.queue.oldest() for c in (self._operator.vms, self._operator.hypervisors) if c is not None]
-        if max(waits, default=0.0) > STUCK_SECONDS:
-            return web.Response(status=500, text=f"a key has waited {max(waits):.0f} s for a worker\n")
+        """200 while the event loop turns and workers get on with the keys that wait, however many there are."""
+        controllers = (self._operator.hypervisors, self._operator.vms, self._operator.migrations)
+        seconds, name = max((each.queue.stuck(), each.name) for each in controllers)
+        if seconds > STUCK_SECONDS:
+            return web.Response(status=500, text=f"no {name} has been taken or done with for {seconds:.0f} s\n")
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -20,6 +22,7 @@ from pydantic import ValidationError
 
 from homeostat.api.migration_policy import MigrationPolicy
 from homeostat.cli.endpoints import Endpoints
+from homeostat.hosts import uri
 from homeostat.hosts.libvirt_driver import DriverSettings, LibvirtDriver
 from homeostat.kube.http import HttpTransport
 from homeostat.kube.lease import Lease, LeaseLost
@@ -30,7 +33,7 @@ from homeostat.reconcile.settings import COUNTS, Settings, numbers
 from homeostat.runtime import logs
 
 log = logging.getLogger("homeostat")
-END_SECONDS = 5.0
+END_SECONDS, RELEASE_SECONDS = 5.0, 2.0
 WORDS = {int: "whole number", float: "number"}
 
 
@@ -42,17 +45,19 @@ def run(args: argparse.Namespace) -> None:
     except ValueError as error:
         sys.exit(f"homeostat: {error}")
     raise_file_limit()
+    uri.remove_leftovers()
     asyncio.run(_main(args, chosen))
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as the system lets: a host takes up to 27 connections, and the usual 1024 are few."""
+    """Allow as many open files as the system lets: a host takes dozens of connections, and the usual 1024 are few."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _exit(code: int) -> NoReturn:
     """End now. Calls to hosts that never answer cannot be ended, neither their threads nor the tasks that wait."""
+    uri.remove_credentials()
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)
@@ -148,16 +153,52 @@ async def _work(args: argparse.Namespace, settings: Settings) -> None:
         settings=settings,
         namespace=args.namespace,
     )
-    lease = Lease(transport, args.namespace, args.identity, now, seconds=settings.lease_seconds)
+    # Connections of its own: workers that wait for a slow API server must not keep it from being renewed.
+    leases = await HttpTransport.connect(args.kubeconfig, lease_timeout(settings))
+    lease = Lease(leases, args.namespace, args.identity, now, seconds=settings.lease_seconds)
+    held = asyncio.Event()
+    work = [_hold(lease, settings, held), _operate(operator, held)]
+    if args.listen:
+        work.append(Endpoints(operator, args.listen).run())
     try:
-        async with asyncio.TaskGroup() as group:
-            if args.listen:
-                group.create_task(Endpoints(operator, args.listen).run(), name="endpoints")
-            if settings.lease_seconds:
-                await lease.acquire()
-                group.create_task(lease.keep(), name="lease")
-            group.create_task(operator.run(), name="operator")
+        await together(*work)
     finally:
         if settings.lease_seconds:
-            await asyncio.wait_for(asyncio.shield(lease.release()), 2)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(lease.release(), RELEASE_SECONDS)
+        await leases.close()
         await transport.close()
+
+
+def lease_timeout(settings: Settings) -> float:
+    """Seconds for a request about the lease: one that hangs leaves time for another before the lease is lost."""
+    return min(settings.api_timeout_seconds, settings.lease_seconds / 6 or math.inf)
+
+
+async def _hold(lease: Lease, settings: Settings, held: asyncio.Event) -> None:
+    """Hold the lease, if there is to be one, and say when it is held; LeaseLost ends it."""
+    if settings.lease_seconds:
+        await lease.acquire()
+    held.set()
+    await (lease.keep() if settings.lease_seconds else asyncio.Event().wait())
+
+
+async def _operate(operator: Operator, held: asyncio.Event) -> None:
+    await held.wait()
+    await operator.run()
+
+
+async def together(*work: Coroutine[Any, Any, object]) -> None:
+    """Run all until one ends, or this is cancelled; the others then have END_SECONDS to end, and are left to it.
+
+    Not a TaskGroup, which waits for them: a call to a host may take minutes, and another operator may be at work.
+    """
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=END_SECONDS)
+    for task in done:
+        task.result()

@@ -23,7 +23,7 @@ OPERATION_INVALID, CONFIG_UNSUPPORTED, OPERATION_TIMEOUT, AUTH_FAILED = 55, 67, 
 STORAGE_VOL_EXIST, AGENT_UNRESPONSIVE = 90, 86
 ARGUMENT_UNSUPPORTED, OPERATION_ABORTED, MIGRATE_UNSAFE, OPERATION_UNSUPPORTED = 74, 78, 81, 84
 
-__all__ = ["Connection", "Credentials", "DomainRow", "Driver", "Event", "HostError", "HostUnreachable"]
+__all__ = ["Connection", "Credentials", "DomainRow", "Driver", "Event", "HostError", "HostUnreachable", "NotBegun"]
 
 
 class HostError(Exception):
@@ -39,6 +39,10 @@ class HostUnreachable(HostError):
 
     Whether the call was carried out is not known.
     """
+
+
+class NotBegun(HostError):
+    """The call was taken back before it began: the host was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class Connection(Protocol):
         """Start a defined domain."""
 
     async def shutdown(self, uuid: str, *, agent: bool) -> None:
-        """Ask the guest to power off through its agent or ACPI."""
+        """Ask the guest to power off through its agent or ACPI. NotBegun: it was not asked, and may be again."""
 
     async def destroy(self, uuid: str) -> None:
         """End the process."""

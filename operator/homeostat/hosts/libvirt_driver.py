@@ -4,9 +4,10 @@
 
 `reads` carries what is asked of one domain and `lists` what is asked of all: libvirt answers neither for a domain that
 it is destroying, for ten seconds and more when its QEMU is stopped. `effects` changes domains; `storage` is for pools
-and volumes (a dead NFS server hangs these), `agent` for what waits for a program inside a guest, `facts` for what makes
-libvirt examine the host. They are opened when they are needed. `observe` is always there, for events; when it is lost,
-the host is. The end of any other connection is only that of its own call.
+and volumes (a dead NFS server hangs these), `agent` and `addresses` for what waits for a program inside a guest: for
+requests to power off, and for questions. `facts` is for what makes libvirt examine the host. They are opened when they
+are needed. `observe` is always there, for events; when it is lost, the host is. The end of any other connection is only
+that of its own call.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 import functools
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +35,7 @@ from homeostat.hosts.driver import (
     Driver,
     Event,
     HostError,
+    NotBegun,
 )
 from homeostat.hosts.links import DriverSettings, Endpoint, Links
 from homeostat.hosts.migration import Cost, Job, MigrationRequest, classified
@@ -44,7 +47,7 @@ __all__ = ["DriverSettings", "LibvirtConnection", "LibvirtDriver"]
 
 T = TypeVar("T")
 
-_READS, _STORAGE, _AGENT, _JOBS, _MIGRATIONS = 8, 4, 4, 4, 64
+_READS, _STORAGE, _AGENT, _ADDRESSES, _JOBS, _MIGRATIONS = 8, 4, 4, 2, 4, 64
 _REFUSAL_SECONDS, _AGENT_SHUTDOWN_SECONDS = 2.0, 70.0  # libvirt itself waits for a minute
 
 
@@ -83,6 +86,7 @@ class LibvirtConnection(Connection):
         self._lists = Links("lists", endpoint, 1)
         self._facts = Links("facts", endpoint, 1)
         self._agent = Links("agent", endpoint, _AGENT)
+        self._addresses = Links("addresses", endpoint, _ADDRESSES)
         self._storage = Links("storage", endpoint, _STORAGE)
         self._turns: defaultdict[str, Turns] = defaultdict(Turns)  # by pool
         self._effects = Links("effects", endpoint, settings.effect_threads)
@@ -119,8 +123,9 @@ class LibvirtConnection(Connection):
     async def facts(self) -> HostFacts:
         host = await self._facts.call(reads.host, self.deadline)
         try:
-            return replace(host, pools=await self._storage.call(reads.pools, self._agent_deadline))
-        except HostError:  # storage that hangs must not make the host unknown
+            async with asyncio.timeout(self._agent_deadline):  # of which a part may be spent waiting for others' calls
+                return replace(host, pools=await self._storage.call(reads.pools, self._agent_deadline))
+        except (HostError, TimeoutError):  # storage that hangs must not make the host unknown
             return replace(host, pools_known=False)
 
     async def domains(self) -> list[DomainRow]:
@@ -152,19 +157,19 @@ class LibvirtConnection(Connection):
         return await self._read(_or_none(lambda virt: reads.checkpoints(virt.lookupByUUIDString(uuid))))
 
     async def addresses(self, uuid: str) -> list[tuple[str, str, str]]:
-        return await self._agent.call(lambda virt: reads.addresses(virt.lookupByUUIDString(uuid)), self._agent_deadline)
-
-    async def pool(self, name: str) -> Pool:
-        return await self._storage.call(lambda virt: reads.pool(virt, name), self.deadline)
-
-    async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
-        return await self._storage.call(
-            lambda virt: reads.volumes(virt.storagePoolLookupByName(pool), examined), self.deadline
+        return await self._addresses.call(
+            lambda virt: reads.addresses(virt.lookupByUUIDString(uuid)), self._agent_deadline
         )
 
+    async def pool(self, name: str) -> Pool:
+        return await self._stored(lambda virt: reads.pool(virt, name))
+
+    async def volumes(self, pool: str, examined: frozenset[str] = frozenset()) -> list[Volume]:
+        return await self._stored(lambda virt: reads.volumes(virt.storagePoolLookupByName(pool), examined))
+
     async def volume_size(self, pool: str, name: str) -> int:
-        return await self._storage.call(
-            lambda virt: int(virt.storagePoolLookupByName(pool).storageVolLookupByName(name).info()[1]), self.deadline
+        return await self._stored(
+            lambda virt: int(virt.storagePoolLookupByName(pool).storageVolLookupByName(name).info()[1])
         )
 
     async def refresh_pool(self, pool: str) -> None:
@@ -258,6 +263,9 @@ class LibvirtConnection(Connection):
     async def _read(self, work: Callable[[Virt], T]) -> T:
         return await self._reads.call(work, self.deadline)
 
+    async def _stored(self, work: Callable[[Virt], T]) -> T:
+        return await self._storage.call(work, self.deadline, patience=self._endpoint.settings.connect_timeout)
+
     async def _store(self, work: Callable[[Virt], object]) -> None:
         await self._storage.call(work, self.deadline, effect=True)
 
@@ -270,11 +278,22 @@ class LibvirtConnection(Connection):
     async def _ask_agent(self, work: Callable[[Virt], object]) -> None:
         """Refused at once or not at all: libvirt returns when the guest is off, or after a minute.
 
-        Asked for longer than this, the request is with the guest's process or, if not begun, taken back.
+        Asked for longer than this, the request is with the guest's process. NotBegun when it was not asked for at all:
+        as many guests as may be asked at once have not answered yet.
         """
-        with contextlib.suppress(TimeoutError):
+        begun = threading.Lock()  # held by the request, or by this once it has given up on it
+
+        def ask(virt: Virt) -> None:
+            if begun.acquire(blocking=False):
+                work(virt)
+
+        try:
             async with asyncio.timeout(_REFUSAL_SECONDS):
-                await self._agent.call(work, _AGENT_SHUTDOWN_SECONDS)
+                await self._agent.call(ask, _AGENT_SHUTDOWN_SECONDS)
+        except TimeoutError:
+            if begun.acquire(blocking=False):
+                why = f"no connection for agents was free within {_REFUSAL_SECONDS:g} s"
+                raise NotBegun(OPERATION_TIMEOUT, why) from None
 
     def _event(self, event: Event) -> None:
         self._on_event(event)
@@ -288,7 +307,7 @@ class LibvirtConnection(Connection):
     def _close_links(self, why: str) -> None:
         if self._observe is not None:
             self._observe.end(why)
-        for links in (self._reads, self._lists, self._facts, self._agent, self._storage, self._effects,
+        for links in (self._reads, self._lists, self._facts, self._agent, self._addresses, self._storage, self._effects,
                       self._jobs, self._migrations):  # fmt: skip
             links.close(why)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from homeostat.hosts.driver import NO_CONNECT, RPC, Credentials, HostUnreachable
-from homeostat.hosts.sessions import Session, Virt, open_in_thread
+from homeostat.hosts.driver import NO_CONNECT, OPERATION_TIMEOUT, RPC, Credentials, HostUnreachable, NotBegun
+from homeostat.hosts.sessions import Session, Virt, discard, open_in_thread
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class DriverSettings:
 
     keepalive_interval: int = 5
     keepalive_count: int = 3
-    connect_timeout: float = 10.0  # of connections opened later than the first; that one is its caller's
+    connect_timeout: float = 10.0  # of connections but the first, which is its caller's; and of a turn at storage
     effect_threads: int = 8
     deadline: float = 60.0
     long_deadline: float = 180.0  # create and destroy: QEMU may have much memory to set up, or be slow to let go
@@ -43,7 +43,11 @@ class Endpoint:
         keepalive = self.settings.keepalive_interval, self.settings.keepalive_count
         async with self._one_at_a_time:
             opened = await open_in_thread(self._uri, self._credentials, keepalive)
-        session = Session(f"libvirt-{name}", opened, on_end)
+        try:
+            session = Session(f"libvirt-{name}", opened, on_end)
+        except RuntimeError as error:
+            discard(opened)  # here and now, there is no thread for it; what is cut does not block
+            raise HostUnreachable(NO_CONNECT, f"this process cannot connect: {error}") from None
         try:
             await session.run(session.watch, self.settings.deadline)
         except BaseException:
@@ -63,9 +67,16 @@ class Links:
         self._opening: set[asyncio.Task[Session]] = set()
         self._closed = ""
 
-    async def call(self, work: Callable[[Virt], T], deadline: float, *, effect: bool = False) -> T:
-        """Run `work` on one of the connections: see Session.run. Waits for its turn without a limit."""
-        await self._free.acquire()
+    async def call(
+        self, work: Callable[[Virt], T], deadline: float, *, effect: bool = False, patience: float | None = None
+    ) -> T:
+        """Run `work` on one of the connections: see Session.run. NotBegun when its turn has not come in `patience`."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._free.acquire()
+        except TimeoutError:
+            why = f"no connection for {self._name} was free within {patience:g} s"
+            raise NotBegun(OPERATION_TIMEOUT, why) from None
         try:
             session = await self._session()
         except BaseException:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -38,7 +39,8 @@ T = TypeVar("T")
 Virt = Any  # libvirt-python has no types: libvirt.virConnect
 MOST_ATTEMPTS = 4
 """Attempts to open connections to one URI that may be under way: a host that takes them and is silent gets no more."""
-_outstanding: Counter[str] = Counter()
+CLOSE_AGAIN_SECONDS = 5.0
+_outstanding: defaultdict[str, set[Attempt]] = defaultdict(set)  # by URI; its threads change it, so no numbers
 LOST = {0: "an error", 1: "end of file", 2: "no answer to keep-alive messages", 3: "closed by this side"}
 
 
@@ -57,31 +59,38 @@ def host_error(error: libvirt.libvirtError) -> HostError:
 
 
 class Attempt:
-    """An attempt to open a connection, which may take for ever."""
+    """An attempt to open a connection, which may take for ever. OSError when this process can open no file."""
 
     def __init__(self, uri: str, credentials: Credentials | None, keepalive: tuple[int, int]) -> None:
         self._uri, self._credentials, self._keepalive = uri, credentials, keepalive
-        self._before, self._peers = sockets.inodes(), set[sockets.Peer]()
+        self._sockets = sockets.SocketSearch()
         self._over = threading.Event()
 
     def run(self) -> Opened:
         """Open; blocks for as long as the host likes. HostUnreachable with libvirt's words."""
         try:
-            self._peers = peers(self._uri)
+            self._sockets.peers = peers(self._uri)
             with with_pki(self._uri, self._credentials) as address:
                 return self._open(address)
         except OSError as error:
             raise HostUnreachable(NO_CONNECT, f"cannot write the TLS credentials: {error.strerror}") from None
         finally:
-            self._over.set()
+            self.end()
+
+    def end(self) -> None:
+        """It has returned, or will never begin."""
+        self._sockets.over()
+        self._over.set()
 
     def abandon(self) -> None:
-        """In a thread: cut the connection that is being opened, until the attempt returns."""
-        while not self._over.wait(1.0):
-            self._cut()
+        """It is given up on: a thread cuts the connection that is being opened, until the attempt returns."""
+        self._sockets.abandon()
+        with contextlib.suppress(RuntimeError):  # no thread can be had: then it lasts as long as the host likes
+            lanes.start("libvirt-abandon", self._cut)
 
     def _cut(self) -> None:
-        sockets.shut_unclaimed(self._before, self._peers)
+        while not self._over.wait(1.0):
+            self._sockets.cut()
 
     def _open(self, address: Address) -> Opened:
         try:
@@ -92,8 +101,8 @@ class Attempt:
             if address.directory and "verify peer's certificate" in message:
                 message = ": ".join(filter(None, (message, certificate_fault(self._uri, address))))
             raise HostUnreachable(cause.code, message, cause.domain) from None
-        inode = sockets.claim(self._before, self._peers)
-        opened = Opened(virt, self._cut if inode is None else lambda: sockets.release(inode))
+        self._sockets.claim()
+        opened = Opened(virt, self._sockets.release)
         with contextlib.suppress(libvirt.libvirtError):  # a host that does not know keep-alive is used without
             virt.setKeepAlive(*self._keepalive)
         return opened
@@ -105,39 +114,73 @@ async def open_in_thread(uri: str, credentials: Credentials | None, keepalive: t
     HostUnreachable with libvirt's words, or when earlier attempts at this URI have still not returned.
     """
     check(uri)
-    if _outstanding[uri] >= MOST_ATTEMPTS:
+    if len(_outstanding[uri]) >= MOST_ATTEMPTS:
         raise HostUnreachable(OPERATION_TIMEOUT, "earlier attempts to connect have not returned yet")
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Opened] = loop.create_future()
-    attempt = Attempt(uri, credentials, keepalive)
 
     def deliver(opened: Opened | None, error: HostError | None) -> None:
         if answer.done():
             if opened is not None:
-                lanes.start("libvirt-close", lambda: discard(opened))
+                close_in_thread(loop, functools.partial(discard, opened))
         elif error is not None:
             answer.set_exception(error)
         elif opened is not None:
             answer.set_result(opened)
 
-    def run() -> None:
-        opened = error = None
-        try:
-            opened = attempt.run()
-        except HostError as cause:
-            error = cause
-        finally:
-            _outstanding[uri] -= 1
+    def tell(opened: Opened | None, error: HostError | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: so will this process
             loop.call_soon_threadsafe(deliver, opened, error)
 
-    _outstanding[uri] += 1
-    lanes.start("libvirt-open", run)
+    attempt = _begin(uri, credentials, keepalive, tell)
     try:
         return await answer
     except asyncio.CancelledError:
-        lanes.start("libvirt-abandon", attempt.abandon)
+        attempt.abandon()
         raise
+
+
+def _begin(
+    uri: str,
+    credentials: Credentials | None,
+    keepalive: tuple[int, int],
+    tell: Callable[[Opened | None, HostError | None], None],
+) -> Attempt:
+    """An attempt in a thread, which calls `tell` in the end; HostUnreachable when this process has no means for it."""
+    try:
+        attempt = Attempt(uri, credentials, keepalive)
+    except OSError as error:
+        raise HostUnreachable(NO_CONNECT, f"this process cannot connect: {error.strerror}") from None
+
+    def run() -> None:
+        opened = failed = None
+        try:
+            opened = attempt.run()
+        except HostError as error:
+            failed = error
+        except Exception as error:  # a fault of ours: who waits must not wait for ever
+            failed = HostUnreachable(INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+        finally:
+            _outstanding[uri].discard(attempt)
+        tell(opened, failed)
+
+    _outstanding[uri].add(attempt)
+    try:
+        lanes.start("libvirt-open", run)
+    except RuntimeError as error:
+        _outstanding[uri].discard(attempt)
+        attempt.end()
+        raise HostUnreachable(NO_CONNECT, f"this process cannot connect: {error}") from None
+    return attempt
+
+
+def close_in_thread(loop: asyncio.AbstractEventLoop, close: Callable[[], None]) -> None:
+    """Have `close`, which may block, run in a thread, as soon as one can be had."""
+    try:
+        lanes.start("libvirt-close", close)
+    except RuntimeError as error:
+        log.warning("a connection is closed later: %s", error)
+        loop.call_later(CLOSE_AGAIN_SECONDS, close_in_thread, loop, close)
 
 
 def dispose(opened: Opened, callbacks: list[int]) -> None:
@@ -289,10 +332,13 @@ class Session:
             return
         self.ended = why
         self.lane.stop()
-        self.opened.cut()
+        try:
+            self.opened.cut()
+        except Exception as error:  # whoever waits is told all the same
+            log.warning("a connection could not be cut: %s", error)
         for call in list(self.calls):
             call.settle(None, HostUnreachable(RPC, why))
-        lanes.start("libvirt-close", self._close)
+        close_in_thread(self.loop, self._close)
         self._on_end(why)
 
     def _close(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -71,10 +72,33 @@ def with_pki(uri: str, credentials: Credentials | None) -> Iterator[Address]:
     if not files:
         yield Address(uri)
         return
-    with tempfile.TemporaryDirectory(prefix="homeostat-") as directory:  # created with mode 0700
+    with tempfile.TemporaryDirectory(prefix=_prefix(os.getpid())) as directory:  # created with mode 0700
         for name, data in files.items():
             _write_private(Path(directory, name), data)
         yield Address(_with_query(uri, pkipath=directory), directory)
+
+
+def remove_credentials() -> None:
+    """Remove the files of attempts that are under way: a process that ends without waiting for them leaves no key."""
+    _remove(lambda pid: pid == os.getpid())
+
+
+def remove_leftovers() -> None:
+    """Remove the files of processes that were killed, before this one has any: an earlier one may have had its pid."""
+    _remove(lambda pid: pid == os.getpid() or not Path("/proc", str(pid)).exists())
+
+
+def _prefix(pid: int) -> str:
+    return f"homeostat-{pid}-"
+
+
+def _remove(whose: Callable[[int], bool]) -> None:
+    with contextlib.suppress(OSError):  # there is no place for files, so there are none
+        for path in Path(tempfile.gettempdir()).glob("homeostat-*-*"):
+            pid = path.name.split("-")[1]
+            with contextlib.suppress(OSError):  # it was removed meanwhile
+                if pid.isdecimal() and whose(int(pid)) and path.lstat().st_uid == os.geteuid():
+                    shutil.rmtree(path)
 
 
 def certificate_fault(uri: str, address: Address) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from typing import Any
@@ -12,6 +13,9 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from homeostat.kube.transport import JSON, ApiError, ApiUnreachable
+
+NO_ANSWER = (TimeoutError, aiohttp.ClientError, OSError, ValueError, TypeError, config.ConfigException)
+"""No token can be had, nothing came, or what came is no JSON object, as from a proxy in between."""
 
 
 class HttpTransport:
@@ -28,7 +32,7 @@ class HttpTransport:
         No answer within `timeout_seconds` is no answer. Raises ApiUnreachable when no kubeconfig can be used.
         """
         settings = client.Configuration()
-        settings.retries = False
+        settings.retries = None  # False counts as a number of retries, and then there is no end of them (measured)
         settings.connection_pool_maxsize = 64
         try:
             if kubeconfig is not None:
@@ -44,21 +48,28 @@ class HttpTransport:
     ) -> dict[str, Any]:
         """See Transport."""
         url = f"{self.server}{path}" + (f"?{urlencode(query)}" if query else "")
-        headers = {"Accept": JSON, "Content-Type": content_type}
-        for setting in (await self._api.configuration.auth_settings()).values():
-            headers[setting["key"]] = setting["value"]
         try:
-            answer = await self._api.rest_client.request(
-                method, url, headers=headers, body=body, _request_timeout=self._timeout
-            )
-            data = await answer.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            async with asyncio.timeout(self._timeout):
+                return await self._answer(method, url, content_type, body)
+        except NO_ANSWER as error:
             raise ApiUnreachable(f"{method} {path}: {_why(error)}") from error
         except client.ApiException as error:
             raise _refusal(int(error.status or 0), error.body or b"") from error
+
+    async def _answer(self, method: str, url: str, content_type: str, body: Any) -> dict[str, Any]:
+        headers = {"Accept": JSON, "Content-Type": content_type, **await self._login()}
+        answer = await self._api.rest_client.request(
+            method, url, headers=headers, body=body, _request_timeout=self._timeout
+        )
+        data = await answer.read()
         if not 200 <= answer.status < 300:
             raise _refusal(answer.status, data)
         return dict(json.loads(data)) if data else {}
+
+    async def _login(self) -> dict[str, str]:
+        """The header that says who asks, from a file or a program where the kubeconfig says so."""
+        settings = await self._api.configuration.auth_settings()
+        return {setting["key"]: setting["value"] for setting in settings.values()}
 
     async def close(self) -> None:
         """Close the connections."""

@@ -33,6 +33,7 @@ class Lease:
         self._list = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._path = f"{self._list}/homeostat"
         self._seen: tuple[str, str, float] = ("", "", 0.0)  # holder, renewTime, when this was first seen
+        self._renewed = 0.0  # when the request began by which it is ours
 
     async def acquire(self) -> None:
         """Return once the lease is ours."""
@@ -45,15 +46,28 @@ class Lease:
             await asyncio.sleep(2)
 
     async def keep(self) -> None:
-        """Renew until cancelled; raises LeaseLost when it could not be renewed for two thirds of its time."""
-        loop = asyncio.get_running_loop()
-        renewed = loop.time()
+        """Renew until cancelled; raises LeaseLost when it could not be renewed for two thirds of its time.
+
+        Its time began when it was asked for: when it was granted is not known, and could have been as early.
+        """
+        time = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(self._seconds / 6)
-            if await self._try():
-                renewed = loop.time()
-            elif loop.time() - renewed > self._seconds * 2 / 3 or self._seen[0] not in ("", self._identity):
+            await asyncio.sleep(min(self._seconds / 6, self._end() - time()))
+            if await self._in_time():
+                continue
+            if time() >= self._end() or self._seen[0] not in ("", self._identity):
                 raise LeaseLost(f"the lease could not be renewed; it is held by {self._seen[0] or 'nobody'}")
+
+    async def _in_time(self) -> bool:
+        """Whether it was renewed, which is tried for as long as it is ours."""
+        try:
+            async with asyncio.timeout_at(self._end()):
+                return await self._try()
+        except TimeoutError:
+            return False
+
+    def _end(self) -> float:
+        return self._renewed + self._seconds * 2 / 3
 
     async def release(self) -> None:
         """Give the lease back, so that the next operator need not wait."""
@@ -80,8 +94,9 @@ class Lease:
         except ApiError as error:
             if error.status != 404:
                 raise
+            begun = asyncio.get_running_loop().time()
             await self._transport.request("POST", self._list, body=self._new())
-            return True
+            return self._ours(begun)
         spec, now = lease.get("spec") or {}, asyncio.get_running_loop().time()
         holder, renewed = spec.get("holderIdentity") or "", spec.get("renewTime") or ""
         if (holder, renewed) != self._seen[:2]:
@@ -90,7 +105,10 @@ class Lease:
         if holder not in ("", self._identity) and now - self._seen[2] < held:
             return False
         await self._put({**lease, "spec": self._spec(spec)})
-        self._seen = (self._identity, "", now)
+        return self._ours(now)
+
+    def _ours(self, begun: float) -> bool:
+        self._seen, self._renewed = (self._identity, "", begun), begun
         return True
 
     async def _put(self, lease: dict[str, Any]) -> None:

@@ -8,12 +8,13 @@ host.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from homeostat.api.hypervisor import Hypervisor
-from homeostat.api.meta import FINALIZER
+from homeostat.api.meta import FINALIZER, Resource
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import HostAnswer
 from homeostat.api.virtualmachine import VirtualMachine
@@ -41,6 +42,19 @@ WAITING = frozenset(
 NOT_ASKED = HostAnswer(reachable=None, reason="HostNotAsked", message="it is being connected to")
 
 
+def outdated(known: Resource | None, meta: dict[str, Any]) -> bool:
+    """Whether an event, or a page of a list, shows an object (its metadata) as it was before what is known of it.
+
+    It may come late, also one of an earlier object of that name. After a store was rolled back all do for a while: what
+    is outdated is not noted, its key is looked at all the same, and what a read of that one object says is noted
+    whatever its version.
+    """
+    try:
+        return known is not None and int(meta["resourceVersion"]) < int(known.metadata.resource_version)
+    except (KeyError, ValueError):
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a VM takes, and of which hosts (by host UUID)."""
@@ -57,6 +71,8 @@ class Fleet:
     now: Callable[[], datetime]
     room_changed: Callable[[frozenset[str]], None]
     """Called with the names of Hypervisors that a VM came to or left, however that became known."""
+    storage_seconds: float = 60.0
+    """How long a look at a host's storage may take."""
     cluster: str = ""
     """What names the cluster in the metadata of its domains; known before anything else is."""
     hypervisors: dict[str, Hypervisor] = field(default_factory=dict)
@@ -64,6 +80,7 @@ class Fleet:
     missing: dict[str, str] = field(default_factory=dict)  # Hypervisor -> what its credentials lack
     vms: dict[Key, VirtualMachine] = field(default_factory=dict)
     migrations: dict[Key, VirtualMachineMigration] = field(default_factory=dict)
+    _waiting: dict[Key, None] = field(default_factory=dict)  # VMs that wait for a host that fits
     _keys: dict[str, Key] = field(default_factory=dict)  # domain UUID -> VM
     _claims: dict[Key, Claim] = field(default_factory=dict)
     _assumed: dict[Key, frozenset[str]] = field(default_factory=dict)
@@ -76,6 +93,7 @@ class Fleet:
     def note_vm(self, key: Key, vm: VirtualMachine | None) -> None:
         """Take note of a VM as read or heard of last; None: it is gone."""
         old = self.vms.pop(key, None)
+        self._waiting.pop(key, None)
         if old is not None:
             self._keys.pop(wanted.domain_uuid(old), None)
         if vm is None:
@@ -89,6 +107,8 @@ class Fleet:
 
     def _note(self, key: Key, vm: VirtualMachine) -> None:
         self.vms[key] = vm
+        if vm.status.reason in WAITING:
+            self._waiting[key] = None
         self._keys[wanted.domain_uuid(vm)] = key
         hosts = frozenset(candidate.host_uuid for candidate in vm.status.candidates)
         if hosts:
@@ -121,9 +141,9 @@ class Fleet:
         """The VM whose domain has this UUID."""
         return self._keys.get(uuid)
 
-    def waiting(self) -> Iterator[Key]:
+    def waiting(self) -> list[Key]:
         """VMs that wait for a host that fits."""
-        return (key for key, vm in self.vms.items() if vm.status.reason in WAITING)
+        return list(self._waiting)
 
     # Migrations
     def note_migration(self, key: Key, migration: VirtualMachineMigration | None) -> None:

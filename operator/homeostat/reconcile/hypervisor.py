@@ -23,7 +23,7 @@ from homeostat.hosts.informer import HostInformer
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
 from homeostat.kube.transport import ApiError, ApiUnreachable
-from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.fleet import Fleet, outdated
 from homeostat.reconcile.retried import parsed, retried
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime import metrics
@@ -31,6 +31,8 @@ from homeostat.runtime.controller import Key, Result, Retry
 
 log = logging.getLogger(__name__)
 STATUS_MANAGER = "homeostat-hypervisor"
+REFUSALS = (400, 401, 403, 405, 422)
+"""HTTP status of refusals that do not pass by themselves."""
 CREDENTIAL_KEYS = ("ca.crt", "tls.crt", "tls.key")
 Object = dict[str, Any]
 
@@ -88,6 +90,7 @@ class HypervisorReconciler:
         self._fleet.note_hypervisor(name, None)
         self._written.pop(name, None)
         self._fleet.missing.pop(name, None)
+        metrics.hosts.remove(name)
         informer = self._fleet.informers.pop(name, None)
         if informer is not None:
             await informer.close()
@@ -97,8 +100,8 @@ class HypervisorReconciler:
     async def _configure(self, hypervisor: Hypervisor) -> None:
         """Bring the informer to the spec's URI, credentials and identity; note what is missing of the credentials."""
         name, spec = hypervisor.metadata.name, hypervisor.spec
-        credentials = await self._credentials(spec)
-        if fault := self._fault(spec, credentials):
+        credentials, fault = await self._credentials(spec)
+        if fault:
             self._fleet.missing[name] = fault
             await self._leave(name, spec.uri)
             return
@@ -110,12 +113,21 @@ class HypervisorReconciler:
             self._fleet.informers[name] = informer
         informer.configure(spec.uri, credentials, spec.host_uuid or hypervisor.status.host_uuid)
 
-    async def _credentials(self, spec: HypervisorSpec) -> Credentials | None:
+    async def _credentials(self, spec: HypervisorSpec) -> tuple[Credentials | None, str]:
+        """What the Secret holds that the spec names, and why that cannot be used; "" when it can.
+
+        Retry while the API server has trouble; where it refuses, a person has to hear of it.
+        """
         if spec.credentials is None:
-            return None
+            return None, ""
         secret = spec.credentials.secret_ref.name
-        with retried(f"Secret {secret} could not be read"):
-            return await self._client.credentials(secret)
+        try:
+            credentials = await self._client.credentials(secret)
+        except (ApiError, ApiUnreachable) as error:
+            if isinstance(error, ApiError) and error.status in REFUSALS:
+                return None, f"Secret {self._client.namespace}/{secret} could not be read: {error}"
+            raise Retry(f"Secret {secret} could not be read: {error}") from error
+        return credentials, self._fault(spec, credentials)
 
     def _fault(self, spec: HypervisorSpec, credentials: Credentials | None) -> str:
         """What is wrong with the Secret that the spec names; "" when nothing is."""
@@ -141,7 +153,10 @@ class HypervisorReconciler:
         with retried("the finalizer could not be removed"):
             for item in await self._client.list_all(VirtualMachine):
                 vm = parsed(VirtualMachine, item)
-                self._fleet.note_vm((vm.metadata.namespace, vm.metadata.name), vm)
+                where = vm.metadata.namespace, vm.metadata.name
+                if outdated(self._fleet.vms.get(where), item["metadata"]):  # the list, or the store was rolled back
+                    raise Retry(f"VM {'/'.join(where)} is listed as it was before")
+                self._fleet.note_vm(where, vm)
             if self._fleet.holds(parsed(Hypervisor, seen)):
                 return Result(0.0)
             if FINALIZER in seen["metadata"].get("finalizers", []):

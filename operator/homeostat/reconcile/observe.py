@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.meta import FINALIZER
@@ -19,6 +19,8 @@ from homeostat.decide.view import HostView, Look, VMView
 from homeostat.hosts.driver import Connection, HostError
 from homeostat.reconcile.fleet import Fleet
 from homeostat.runtime.controller import Key
+
+T = TypeVar("T")
 
 
 def from_caches(fleet: Fleet, key: Key, vm: VirtualMachine) -> VMView:
@@ -102,23 +104,32 @@ async def _filled(fleet: Fleet, host: HostView, pools: Iterable[str]) -> HostVie
 
 
 async def _size(fleet: Fleet, host: str, pool: str, volume: str) -> int | Unknown:
-    connection = fleet.connection(host)
-    if connection is None:
-        return Unknown("HostUnreachable", "the host does not answer")
-    try:
-        return await connection.volume_size(pool, volume)
-    except HostError as error:
-        return Unknown("VolumeUnavailable", error.message)
+    found = await _stored(fleet, host, lambda connection: connection.volume_size(pool, volume))
+    if isinstance(found, Unknown) and found.reason == "PoolUnavailable":
+        return Unknown("VolumeUnavailable", found.message)
+    return found
 
 
 async def everything(fleet: Fleet, host: str, pool: str) -> frozenset[str] | Unknown:
     """Names of all volumes of a pool, after a refresh: what another host has made is not in libvirt's list before."""
+
+    async def read(connection: Connection) -> frozenset[str]:
+        await connection.refresh_pool(pool)
+        return await _listed(connection, pool, frozenset())
+
+    return await _stored(fleet, host, read)
+
+
+async def _stored(fleet: Fleet, host: str, read: Callable[[Connection], Awaitable[T]]) -> T | Unknown:
+    """What a host says of its storage, which may hang, and many may wait for it."""
     connection = fleet.connection(host)
     if connection is None:
         return Unknown("HostUnreachable", "the host does not answer")
     try:
-        await connection.refresh_pool(pool)
-        return await _listed(connection, pool, frozenset())
+        async with asyncio.timeout(fleet.storage_seconds):
+            return await read(connection)
+    except TimeoutError:
+        return Unknown("PoolUnavailable", f"it was not answered within {fleet.storage_seconds:g} s")
     except HostError as error:
         return Unknown("PoolUnavailable", error.message)
 
@@ -151,17 +162,15 @@ async def _names(fleet: Fleet, host: str, pool: str, needed: _Needed) -> frozens
     One that is not in libvirt's list is absent only after a refresh: another host may have made it. One that was there
     before is in the list also when its file is gone, unless it is examined.
     """
-    connection = fleet.connection(host)
-    if connection is None:
-        return Unknown("HostUnreachable", "the host does not answer")
-    try:
+
+    async def read(connection: Connection) -> frozenset[str]:
         names = await _listed(connection, pool, needed.earlier)
         if needed.names - names:
             await connection.refresh_pool(pool)
             names = await _listed(connection, pool, needed.earlier)
         return names
-    except HostError as error:
-        return Unknown("PoolUnavailable", error.message)
+
+    return await _stored(fleet, host, read)
 
 
 async def _listed(connection: Connection, pool: str, examined: frozenset[str]) -> frozenset[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from homeostat.api.hypervisor import Hypervisor
+from homeostat.api.meta import Resource
 from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.reading import read
 from homeostat.api.virtualmachine import VirtualMachine
@@ -23,13 +24,14 @@ from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
 from homeostat.kube.source import Source
 from homeostat.kube.transport import Transport
-from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.fleet import Fleet, outdated
 from homeostat.reconcile.hypervisor import HypervisorReconciler
 from homeostat.reconcile.migration import MigrationReconciler
 from homeostat.reconcile.settings import Settings
 from homeostat.reconcile.vm import VMReconciler
 from homeostat.runtime.controller import Controller, Key
 
+R = TypeVar("R", bound=Resource)
 log = logging.getLogger(__name__)
 
 FIGURES_SECONDS = 1.0
@@ -52,7 +54,7 @@ class Operator:
         self._source = source
         self.settings = settings = settings or Settings()
         self.client = Client(transport, namespace)
-        self.fleet = Fleet(now, self._room_changed)
+        self.fleet = Fleet(now, self._room_changed, settings.call_deadline_seconds)
         self._facts: dict[tuple[str, Key], object] = {}
         shared = (self.client, self.fleet, Recorder(transport, now), settings, now)
         self.hypervisors = Controller(
@@ -116,18 +118,28 @@ class Operator:
         return [("", name) for name in self.fleet.hypervisors.keys() | there.keys()]
 
     async def _vm_keys(self) -> Iterable[Key]:
-        items = [_parsed(VirtualMachine, item) for item in await self.client.list_all(VirtualMachine)]
-        there = {(item.metadata.namespace, item.metadata.name): item for item in items if item is not None}
-        for key in self.fleet.vms.keys() | there.keys():
-            self.fleet.note_vm(key, there.get(key))
-        return list(there)
+        return await self._listed(VirtualMachine, self.fleet.vms, self.fleet.note_vm)
 
     async def _migration_keys(self) -> Iterable[Key]:
-        items = [_parsed(VirtualMachineMigration, item) for item in await self.client.list_all(VirtualMachineMigration)]
-        there = {(item.metadata.namespace, item.metadata.name): item for item in items if item is not None}
-        for key in self.fleet.migrations.keys() | there.keys():
-            self.fleet.note_migration(key, there.get(key))
-        return list(there)
+        return await self._listed(VirtualMachineMigration, self.fleet.migrations, self.fleet.note_migration)
+
+    async def _listed(
+        self, kind: type[R], known: Mapping[Key, R], note: Callable[[Key, R | None], None]
+    ) -> Iterable[Key]:
+        """Note all objects of a kind; keys of these, and of those that were known.
+
+        What is known and not listed may be newer than the list: it is forgotten when it is looked at, and not there.
+        """
+        items = [_parsed(kind, item) for item in await self.client.list_all(kind)]
+        there: dict[Key, R] = {(each.metadata.namespace, each.metadata.name): each for each in items if each}
+        for key, each in there.items():
+            if not outdated(known.get(key), {"resourceVersion": each.metadata.resource_version}):
+                note(key, each)
+        keys = dict.fromkeys([*there, *known])
+        gone = [about for about in self._facts if about[0] == kind.plural and about[1] not in keys]
+        for about in gone:
+            del self._facts[about]
+        return keys
 
     def _seen(self, plural: str, kind: str, item: dict[str, Any]) -> None:
         """An event: note the object, and look at what it may matter to."""
@@ -136,7 +148,8 @@ class Operator:
             self.hypervisors.queue.add(key)
         elif plural == VirtualMachine.plural:
             vm = _parsed(VirtualMachine, item) if there else None
-            self.fleet.note_vm(key, vm)
+            if not outdated(self.fleet.vms.get(key), item["metadata"]):
+                self.fleet.note_vm(key, vm)
             self._wake_vm(key)
             if self._news((plural, key), evacuation.read_of_vm(vm) if vm else None):
                 self._look_at_evacuations()
@@ -145,7 +158,8 @@ class Operator:
 
     def _seen_migration(self, key: Key, item: dict[str, Any], *, there: bool) -> None:
         migration, known = _parsed(VirtualMachineMigration, item), self.fleet.migrations.get(key)
-        self.fleet.note_migration(key, migration if there else None)
+        if not outdated(known, item["metadata"]):
+            self.fleet.note_migration(key, migration if there else None)
         if known is None or not there or known.metadata.resource_version != item["metadata"]["resourceVersion"]:
             self.migrations.queue.add(key)  # else it is a change that its own reconcile has made, or read
         if migration is not None and (ended(migration) or not there):

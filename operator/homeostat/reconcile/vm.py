@@ -22,7 +22,7 @@ from homeostat.decide import report
 from homeostat.decide.migration import in_flight
 from homeostat.decide.view import Decision, Failure, VMView
 from homeostat.decide.vm import decide
-from homeostat.hosts.driver import HostError, HostUnreachable
+from homeostat.hosts.driver import HostError, HostUnreachable, NotBegun
 from homeostat.hosts.perform import perform
 from homeostat.kube.client import Client
 from homeostat.kube.events import Recorder
@@ -158,15 +158,17 @@ class VMReconciler:
         return None if await self._lasts(work, meanwhile) else seen
 
     async def _lasts(self, work: asyncio.Task[None], meanwhile: Callable[[], Awaitable[object]]) -> bool:
-        """Wait for the end of `work`; whether it took so long that `meanwhile` was called."""
+        """Wait for the end of `work`, whatever happens; whether it took so long that `meanwhile` was called."""
         try:
             await asyncio.wait({work}, timeout=self._settings.settle_seconds)
             if lasts := not work.done():
                 with contextlib.suppress(Retry):  # nothing was written: the next pass reports
                     await meanwhile()
-            await work
-        finally:
+        except asyncio.CancelledError:
             work.cancel()
+            raise
+        finally:
+            await work  # the key is not given back before: two calls for it could be under way at once
         return lasts
 
     async def _write(self, key: Key, seen: Object, action: act.ObjectAction) -> Object:
@@ -198,6 +200,9 @@ class VMReconciler:
             await perform(action, connection, self._fleet.answer(action.host).facts)
         except HostUnreachable as error:
             log.info("%s: not known whether it was carried out: %s", type(action).__name__, error.message)
+        except NotBegun as error:
+            log.info("%s has to wait: %s", type(action).__name__, error.message)
+            self._asked.pop(key, None)  # a guest that was not asked to power off is asked by the next pass
         except HostError as error:
             log.info("%s was refused: %s", type(action).__name__, error.message)
             self._failed[key] = Failure(action, error.message)

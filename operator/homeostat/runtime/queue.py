@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import OrderedDict, deque
 from collections.abc import Hashable
@@ -29,6 +30,7 @@ class WorkQueue(Generic[K]):
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._loop = asyncio.get_running_loop()
+        self._moved = math.inf  # when a worker last asked for a key, or gave one back
 
     def add(self, key: K, *, resync: bool = False) -> None:
         """Queue a key now."""
@@ -64,14 +66,17 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K:
         """Take the next key; `done` has to be called with it."""
+        self._moved = self._loop.time()
         while not self._fresh and not self._resync:
             await self._wait()
+        self._moved = self._loop.time()
         key, _ = (self._fresh or self._resync).popitem(last=False)
         self._running.add(key)
         return key
 
     def done(self, key: K) -> None:
         """Give a key back; it is queued at once if it was added meanwhile."""
+        self._moved = self._loop.time()
         self._running.discard(key)
         fresh = self._again.pop(key, None)
         if fresh is not None:
@@ -81,10 +86,10 @@ class WorkQueue(Generic[K]):
         """Keys that wait for a worker."""
         return len(self._fresh) + len(self._resync)
 
-    def oldest(self) -> float:
-        """Seconds the first key of the queue has waited for a worker; 0 when none waits."""
+    def stuck(self) -> float:
+        """Seconds for which keys have waited, and no worker has taken or given back any; 0 before there are workers."""
         waiting = [next(iter(line.values())) for line in (self._fresh, self._resync) if line]
-        return self._loop.time() - min(waiting) if waiting else 0.0
+        return max(self._loop.time() - max(min(waiting), self._moved), 0.0) if waiting else 0.0
 
     async def _wait(self) -> None:
         waiter = self._loop.create_future()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -115,6 +116,73 @@ async def test_a_host_said_to_be_off_that_answers_is_not_believed_to_be_off(worl
     await world.settle(300)
     assert world.process("web") is process
     assert reason(world, host.name, "hv") == "OutOfServiceButAnswering"
+
+
+@pytest.mark.parametrize("silent", [0, 3, 60])
+@in_world()
+async def test_a_host_that_answered_after_it_was_said_to_be_off_is_not_given_up_by_the_next_operator(
+    world: World, silent: int
+) -> None:
+    host = world.hosts[await running(world)]
+    process = world.process("web")
+    since = world.api.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.edit("hv", host.name, outOfService={"since": since, "evidence": "PoweredOff"})
+    await world.settle(300)
+    world.kill()
+    if silent:
+        host.cut()
+    world.start()
+    await world.settle(silent or 0.01)
+    host.restore()
+    await world.settle(60)
+    assert list(world.ledger.alive) == [process]
+    assert reason(world, host.name, "hv") == "OutOfServiceButAnswering"
+
+
+@in_world()
+async def test_a_host_that_is_said_to_be_off_later_is_not_given_up(world: World) -> None:
+    host = world.hosts[await running(world)]
+    process = world.process("web")
+    since = (world.api.now() + timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.edit("hv", host.name, outOfService={"since": since, "evidence": "PoweredOff"})
+    await world.settle(300)
+    host.cut()
+    await world.settle(3 * 3600)
+    assert list(world.ledger.alive) == [process]
+    assert reason(world, host.name, "hv") == "OutOfServiceButAnswering"
+
+
+@in_world()
+async def test_a_host_said_to_be_off_from_a_time_to_come_is_given_up_then(world: World) -> None:
+    host = world.hosts[await running(world)]
+    host.power_off()
+    await world.settle(120)
+    since = (world.api.now() + timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.edit("hv", host.name, outOfService={"since": since, "evidence": "PoweredOff"})
+    await world.settle(280)
+    assert (world.process("web"), reason(world, host.name, "hv")) == (None, "OutOfServiceLater")
+    await world.running("web", 120)
+    assert world.host_of("web") is not host
+
+
+@in_world()
+async def test_a_hypervisor_with_a_dead_address_does_not_hide_the_one_that_sees_its_host(world: World) -> None:
+    host = world.hosts[await running(world, placement={"host": "h1"})]
+    process = world.process("web")
+    world.edit("vm", "web", placement=None)
+    world.addresses["qemu+tcp://h1new/system"] = world.addresses.pop("qemu+tcp://h1/system")
+    host.restart_daemon()
+    await world.settle(120)
+    spec = dict((world.get("hv", "h1") or {})["spec"])
+    world.apply("hv", "h1new", spec | {"uri": "qemu+tcp://h1new/system"})
+    await world.settle(120)
+    since = world.api.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.edit("hv", "h1", outOfService={"since": since, "evidence": "Destroyed"})
+    await world.settle(300)
+    assert list(world.ledger.alive) == [process]
+    world.delete("hv", "h1")
+    await world.run_until(lambda: world.ready("web"), 700)
+    assert list(world.ledger.alive) == [process]
 
 
 @in_world()

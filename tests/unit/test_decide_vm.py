@@ -186,6 +186,17 @@ def test_of_two_hypervisors_of_one_host_the_recorded_one_speaks_for_it() -> None
         assert report.status(settled(), seen, decide(settled(), seen, NOW), NOW).host == "a"
 
 
+def test_of_two_hypervisors_of_one_host_the_one_that_sees_the_vm_speaks_for_it() -> None:
+    """The recorded one has a dead address, and a person who takes it for another machine gives that up."""
+    running = host("b", Present(domain(settled(), state="Running", reason="Booted")), host_uuid=UUIDS["a"])
+    for released in (False, True):
+        seen = view(host("a", DOWN, released=released), running, host("c", Absent()))
+        assert decide(settled(), seen, NOW).say.reason == "Running"
+        elsewhere = settled(status={"candidates": [candidate("c")]})
+        begun = replace(seen, hosts={**seen.hosts, "c": host("c", Present(domain(elsewhere)))})
+        assert not isinstance(decide(elsewhere, begun, NOW).action, act.Start)
+
+
 def test_foreign_domains_are_not_touched() -> None:
     for foreign in (
         None,

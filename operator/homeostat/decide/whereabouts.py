@@ -12,6 +12,8 @@ from homeostat.api.observed import Absent, Domain, Owner, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.view import HostView, Say, VMView
 
+_SEES = (Present, Absent, Unknown)
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -52,10 +54,17 @@ def locate(vm: VirtualMachine, view: VMView) -> Whereabouts:
 
 
 def _distinct(vm: VirtualMachine, view: VMView) -> Iterator[HostView]:
-    """Each host once: of two Hypervisors that name the same one, that which is recorded, or the first by name."""
+    """Each host once: of two Hypervisors that name the same one, that which sees the domain, or at least the host.
+
+    Else that which is recorded, or the first by name.
+    """
     recorded = {candidate.hypervisor for candidate in vm.status.candidates}
     seen: set[str] = set()
-    for host in sorted(view.hosts.values(), key=lambda host: (host.name not in recorded, host.name)):
+
+    def order(host: HostView) -> tuple[int, bool, str]:
+        return _SEES.index(type(host.answer)), host.name not in recorded, host.name
+
+    for host in sorted(view.hosts.values(), key=order):
         if host.host_uuid and host.host_uuid in seen:
             continue
         seen.add(host.host_uuid)

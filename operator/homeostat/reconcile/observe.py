@@ -42,7 +42,7 @@ def _host_view(fleet: Fleet, key: Key, hypervisor: Hypervisor, uuid: str) -> Hos
         facts=answer.facts if answer.reachable else None,
         closed=verdicts.closed(*said) or _not_admitted(hypervisor),
         starts_blocked=verdicts.starts_blocked(*said),
-        released=verdicts.released(hypervisor, answer),
+        released=fleet.released(hypervisor),
     )
     cpus, memory = capacity(view)
     used_cpus, used_memory = fleet.free(hypervisor, key)

@@ -223,6 +223,38 @@ def test_two_that_run_are_left_to_a_person() -> None:
     assert (decision.action, decision.say.reason) == (None, "RunningTwice")
 
 
+def test_a_host_where_the_vm_may_be_stays_on_record_until_it_is_proved_or_given_up() -> None:
+    here = host("b", Present(domain(settled())))
+    b, old = act.Candidate("b", "uid-b", UUIDS["b"]), act.Candidate("a", "uid-a", UUIDS["a"])
+    going: dict[str, Any] = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    for unproved in (
+        (),  # its Hypervisor is gone
+        (host("a", DOWN, host_uuid=""),),  # it was made again, and has not answered
+        (host("a", DOWN, host_uuid=UUIDS["c"]),),  # it is another machine now
+        (host("c", DOWN, host_uuid=UUIDS["a"]),),  # another one names its machine
+        (host("a", Present(domain(settled(), owner=None))),),
+    ):
+        kept = (b, replace(old, hypervisor="c", uid="uid-c") if [h.name for h in unproved] == ["c"] else old)
+        for wish in (settled(), settled(**going)):
+            assert decide(wish, view(here, *unproved), NOW).action == act.RecordCandidates(kept)
+        rows = [{"hypervisor": each.hypervisor, "uid": each.uid, "hostUUID": each.host_uuid} for each in kept]
+        recorded = decide(settled(status={"candidates": rows}), view(here, *unproved), NOW)
+        assert recorded.action is None, "it is not started, and not written again"
+    for proved in (host("a", Absent()), host("a", DOWN, released=True)):
+        assert decide(settled(), view(here, proved), NOW).action == act.RecordCandidates((b,))
+    told = settled({"abandonHosts": ["a"]}, **going)
+    assert decide(told, view(here, host("a", DOWN)), NOW).action == act.RecordCandidates((b,))
+
+
+def test_a_host_that_cannot_be_recorded_is_waited_for() -> None:
+    here, nameless = host("b", Present(domain(settled()))), host("a", DOWN, host_uuid="")
+    metas: list[dict[str, Any]] = [{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}]
+    for meta in metas:
+        lost = vm(finalizers=[FINALIZER], **meta)
+        decision = decide(lost, view(here, nameless), NOW)
+        assert (decision.action, decision.say.reason) == (None, "DeletingWaits" if meta else "HostUnreachable")
+
+
 def test_deletion_needs_an_answer_from_every_candidate_or_a_field() -> None:
     gone: dict[str, Any] = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
     assert decide(settled(**gone), view(host("a", DOWN)), NOW).say.reason == "DeletingWaits"

@@ -77,7 +77,7 @@ def _target(case: Case) -> HostView | Say:
 
 def _here(case: Case, place: Place) -> Decision:
     """One host has it: the candidates are narrowed to that host, it gets our mark, then it runs or is off."""
-    narrower = len(case.vm.status.candidates) > 1 and not case.where.blind
+    narrower = len(case.vm.status.candidates) > 1 and not (case.where.blind or case.where.foreign)
     if narrower or not listed(case.vm, place.host):
         return record(case, [place.host])
     if FINALIZER not in case.vm.metadata.finalizers:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from homeostat.api import actions as act
 from homeostat.api.meta import FINALIZER
 from homeostat.decide import runstrategy
@@ -23,10 +25,16 @@ def delete(case: Case) -> Decision:
         return Decision(Say("Deleting"), act.RemoveFinalizer())
     for place in where.ours:
         # Recorded before anything is removed: it says where the volumes are to be looked for afterwards.
-        return _remove(case, place) if listed(vm, place.host) else record(case, [each.host for each in where.ours])
+        return _remove(case, place) if listed(vm, place.host) else _recorded(case)
     if where.blind:
         return Decision(Say("DeletingWaits", blindness(where).detail))
     return remove_volumes(case) or _seen_gone(case) or Decision(Say("Deleting"), act.RemoveFinalizer())
+
+
+def _recorded(case: Case) -> Decision:
+    step = record(case, [place.host for place in case.where.ours])
+    waits = step.action is None and step.look is None
+    return replace(step, say=Say("DeletingWaits", step.say.detail)) if waits else step
 
 
 def _remove(case: Case, place: Place) -> Decision:

@@ -134,6 +134,16 @@ def host_of(view: VMView, name: str, host_uuid: str) -> HostView | None:
     return next((host for host in view.hosts.values() if host.host_uuid == host_uuid and host_uuid), None)
 
 
+def unproved(vm: VirtualMachine, view: VMView) -> Iterator[Candidate]:
+    """The recorded candidates that stay on record: the VM is not proved to be gone, and nobody gave the host up."""
+    for each in vm.status.candidates:
+        host = host_of(view, each.hypervisor, each.host_uuid)
+        if _abandoned(vm, each.hypervisor) or (host is not None and (host.released or nowhere(host))):
+            continue
+        known = host is not None and host.host_uuid
+        yield candidate_of(host) if host and known else Candidate(each.hypervisor, each.uid, each.host_uuid)
+
+
 def _abandoned(vm: VirtualMachine, hypervisor: str) -> bool:
     return vm.metadata.deleting and hypervisor in vm.spec.abandon_hosts
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,24 @@ def test_that_a_process_may_be_left_is_on_record_before_anything_is_started_besi
     assert written.reason == "RecordLost"
     then = decide(settled(DISKS, LOST, **meta), there, NOW).action
     assert isinstance(then, act.Mark if meta else act.Start)
+
+
+def test_a_definition_with_other_disks_is_made_after_a_start_of_the_old_one_was_not_refused() -> None:
+    rescue = {"name": "rescue", "pool": "fast", "source": {"type": "Volume", "volume": {"name": "v", "format": "raw"}}}
+    volumes = {"default": VOLUMES["default"] | {"v"}}
+    edited = settled({"disks": [rescue]}, LOST, generation=4)
+    ran_from = domain(settled(DISKS))
+
+    def step(**seen: Any) -> Any:
+        return decide(edited, view(host("a", Present(replace(ran_from, **seen)), volumes=volumes)), NOW).action
+
+    probe = step()
+    assert isinstance(probe, act.Mark)
+    assert probe.owner.probe
+    assert step(owner=probe.owner) == step(owner=probe.owner, reason="Failed") == act.Start("a", UID, paused=True)
+    began = {"state": "Paused", "reason": "User", "owner": probe.owner, "live_owner": probe.owner}
+    assert step(**began) == act.Destroy("a", UID)
+    assert isinstance(step(owner=probe.owner, reason="Destroyed"), act.Define)
 
 
 def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() -> None:

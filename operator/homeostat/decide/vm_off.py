@@ -50,7 +50,8 @@ def _start(case: Case, place: Place) -> Decision:
     if (missing := storage(case, host)) is not None:
         return missing
     if not prepared(case, host, domain):
-        return define(case, host, domain, Say("Creating"))
+        # The disks of the definition it ran from are what refuses a start beside it; the new one may have none of them.
+        return probe(case, place) if survivor else define(case, host, domain, Say("Creating"))
     return do(case, act.Start(host.name, domain.uuid, paused=vm.spec.execution == "Paused"), Say("Starting"), host)
 
 

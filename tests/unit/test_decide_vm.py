@@ -33,6 +33,10 @@ SPEC = HypervisorSpec.model_validate(
 )
 
 
+OWN_POOL = {"name": "fast", "pool": "default", "allowedNamespaces": ["*"]}
+VOLUMES = {"default": frozenset({f"shop_web_root_{UID}.qcow2"})}
+
+
 def candidate(host: str) -> dict[str, str]:
     return {"hypervisor": host, "uid": f"uid-{host}", "hostUUID": UUIDS[host]}
 
@@ -261,6 +265,46 @@ def test_deletion_needs_an_answer_from_every_candidate_or_a_field() -> None:
     assert decide(settled(**gone), view(host("a", Absent())), NOW).action == act.RemoveFinalizer()
     assert decide(settled({"abandonHosts": ["a"]}, **gone), view(host("a", DOWN)), NOW).action == act.RemoveFinalizer()
     assert decide(settled(**gone), view(host("a", DOWN, released=True)), NOW).action == act.RemoveFinalizer()
+
+
+def test_a_vm_is_not_deleted_beside_a_domain_of_its_uuid_that_has_not_its_mark() -> None:
+    """It may be its own, whose metadata an edit from outside removed: then its disks are in use."""
+    disk = {"disks": [{"name": "root", "pool": "fast", "size": "1Gi", "deletionPolicy": "Delete"}]}
+    gone: dict[str, Any] = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    for wish in (settled(disk, **gone), vm(disk, finalizers=[FINALIZER], **gone)):
+        for state in ("Running", "Shutoff"):
+            stripped = host("a", Present(domain(wish, state=state, owner=None)), volumes=VOLUMES)
+            decision = decide(wish, view(stripped), NOW)
+            assert (decision.action, decision.say.reason) == (None, "DeletingWaits")
+            assert all(word in decision.say.detail for word in ("takeover", "Release", UID, "Hypervisor a"))
+    stripped = host("a", Present(domain(settled(disk), owner=None)), volumes=VOLUMES)
+    taken = decide(settled(disk | {"takeover": "Unowned"}, **gone), view(stripped), NOW)
+    assert taken.action == act.Undefine("a", UID)
+    left = decide(settled(disk | {"abandonHosts": ["a"]}, **gone), view(stripped), NOW)
+    assert left.action == act.RemoveFinalizer(), "its disks stay"
+
+
+def test_a_disk_that_a_host_given_up_may_use_is_retained() -> None:
+    disk = {"disks": [{"name": "root", "pool": "fast", "size": "1Gi", "deletionPolicy": "Delete"}]}
+    both, gone = {"candidates": [candidate("a"), candidate("b")]}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    own = HypervisorSpec.model_validate(SPEC.model_dump(by_alias=True, exclude_none=True) | {"pools": [OWN_POOL]})
+    here, delete = (
+        host("a", Absent(), volumes=VOLUMES),
+        act.DeleteVolume("a", "default", next(iter(VOLUMES["default"]))),
+    )
+    released, abandoned = settled(disk, both, **gone), settled(disk | {"abandonHosts": ["b"]}, both, **gone)
+    retained: tuple[tuple[VirtualMachine, list[HostView]], ...] = (
+        (released, [host("b", DOWN, released=True)]),
+        (abandoned, [host("b", DOWN)]),
+        (abandoned, [host("b", Present(domain(released, owner=None)))]),
+        (abandoned, []),
+    )
+    for wish, others in retained:
+        assert decide(wish, view(here, *others), NOW).action == act.RemoveFinalizer()
+    assert decide(released, view(here, host("b", Absent(), volumes=VOLUMES)), NOW).action == delete
+    apart = replace(here, spec=own)
+    for others in ([replace(host("b", DOWN), spec=own)], []):
+        assert decide(abandoned, view(apart, *others), NOW).action == delete
 
 
 def test_a_disk_that_was_seen_is_never_made_anew() -> None:

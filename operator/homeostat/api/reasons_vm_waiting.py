@@ -33,8 +33,8 @@ VM_WAITING: dict[str, Reason] = {
         "Unknown",
         "Unknown",
         "Host",
-        "The VM is being deleted but a host where it may be does not answer.",
-        "When the host answers, the VM is removed from it and the object goes.",
+        "The VM is being deleted but a host where it may be does not say that nothing of it is left.",
+        "When the host does, the object goes; what is the VM's there is removed before.",
         "Repair the host; or set spec.outOfService of the Hypervisor when it is certainly off; or name it in "
         "spec.abandonHosts of the VM: what is there is then left behind, and disks are retained.",
     ),

@@ -13,7 +13,7 @@ from homeostat.decide.vm_case import Case, candidates, do, listed, record
 from homeostat.decide.vm_off import probe
 from homeostat.decide.vm_running import stop
 from homeostat.decide.vm_storage import remove_volumes
-from homeostat.decide.whereabouts import Place, blindness, may_be_anywhere
+from homeostat.decide.whereabouts import Place, abandoned, blindness, foreignness, may_be_anywhere
 
 
 def delete(case: Case) -> Decision:
@@ -28,7 +28,21 @@ def delete(case: Case) -> Decision:
         return _remove(case, place) if listed(vm, place.host) else _recorded(case)
     if where.blind:
         return Decision(Say("DeletingWaits", blindness(where).detail))
+    if (stranger := _stranger(case)) is not None:
+        return Decision(stranger)
     return remove_volumes(case) or _seen_gone(case) or Decision(Say("Deleting"), act.RemoveFinalizer())
+
+
+def _stranger(case: Case) -> Say | None:
+    """A domain with the VM's UUID and without its mark, where it may be: perhaps its own, with its disks in use."""
+    hosts = candidates(case) or set(case.view.hosts)
+    found = [(place, whose) for place, whose in case.where.foreign if place.host.name in hosts]
+    found = [each for each in found if not abandoned(case.vm, each[0].host.name)]
+    if not found:
+        return None
+    detail = foreignness(replace(case.where, foreign=found)).detail
+    ways = "remove it; or set spec.takeover to have it removed with the VM; or spec.deletionPolicy Release to leave it"
+    return Say("DeletingWaits", f"{detail}, which is not touched: {ways}")
 
 
 def _recorded(case: Case) -> Decision:

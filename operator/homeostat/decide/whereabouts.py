@@ -105,7 +105,7 @@ def may_be_anywhere(vm: VirtualMachine) -> bool:
 def _blind(vm: VirtualMachine, view: VMView, *, everywhere: bool) -> Iterator[tuple[str, Unknown]]:
     if everywhere or may_be_anywhere(vm):
         for host in view.hosts.values():
-            if isinstance(host.answer, Unknown) and not host.released and not _abandoned(vm, host.name):
+            if isinstance(host.answer, Unknown) and not host.released and not abandoned(vm, host.name):
                 yield host.name, host.answer
     for candidate in vm.status.candidates:
         unknown = _candidate_blind(vm, view, candidate.hypervisor, candidate.host_uuid)
@@ -115,7 +115,7 @@ def _blind(vm: VirtualMachine, view: VMView, *, everywhere: bool) -> Iterator[tu
 
 def _candidate_blind(vm: VirtualMachine, view: VMView, name: str, host_uuid: str) -> Unknown | None:
     host = host_of(view, name, host_uuid)
-    if _abandoned(vm, name) or (host is not None and host.released):
+    if abandoned(vm, name) or (host is not None and host.released):
         return None
     if host is None:
         if name in view.hosts:
@@ -138,13 +138,14 @@ def unproved(vm: VirtualMachine, view: VMView) -> Iterator[Candidate]:
     """The recorded candidates that stay on record: the VM is not proved to be gone, and nobody gave the host up."""
     for each in vm.status.candidates:
         host = host_of(view, each.hypervisor, each.host_uuid)
-        if _abandoned(vm, each.hypervisor) or (host is not None and (host.released or nowhere(host))):
+        if abandoned(vm, each.hypervisor) or (host is not None and (host.released or nowhere(host))):
             continue
         known = host is not None and host.host_uuid
         yield candidate_of(host) if host and known else Candidate(each.hypervisor, each.uid, each.host_uuid)
 
 
-def _abandoned(vm: VirtualMachine, hypervisor: str) -> bool:
+def abandoned(vm: VirtualMachine, hypervisor: str) -> bool:
+    """Whether the VM is being deleted, and its owner gave up what is left of it there."""
     return vm.metadata.deleting and hypervisor in vm.spec.abandon_hosts
 
 

@@ -341,6 +341,18 @@ def test_a_stop_is_on_record_then_asks_then_asks_again_then_ends_the_process() -
     assert [round(after(*when).requeue_after or 0) for when in ((1, None), (3, 2.0), (25, 11.0))] == [10, 8, 6]
 
 
+def test_a_guest_is_asked_before_it_is_ended_however_long_its_host_was_silent_while_it_was_deleted() -> None:
+    gone: dict[str, Any] = {"deletionTimestamp": "2025-12-31T20:00:00Z"}
+    waited = settled(status={"reason": "DeletingWaits", "since": "2025-12-31T20:00:00Z"}, **gone)
+    running = view(host("a", Present(domain(waited, state="Running", reason="Booted"))))
+    first = decide(waited, running, NOW)
+    assert (first.say.reason, first.action, first.requeue_after) == ("DeletingStops", None, 0.0)
+    asked = settled(status={"reason": "DeletingStops", "since": "2026-01-01T00:00:00Z"}, **gone)
+    assert isinstance(decide(asked, running, NOW).action, act.Shutdown)
+    late = NOW + timedelta(seconds=asked.spec.termination_grace_period_seconds + 1)
+    assert decide(asked, running, late).action == act.Destroy("a", UID)
+
+
 def test_a_stranger_elsewhere_is_a_conflict_while_the_vm_runs() -> None:
     wish = settled()
     running = host("a", Present(domain(wish, state="Running", reason="Booted")))

@@ -11,7 +11,7 @@ from homeostat.decide import runstrategy
 from homeostat.decide.view import Decision, Look, Say
 from homeostat.decide.vm_case import Case, candidates, do, listed, record
 from homeostat.decide.vm_off import probe
-from homeostat.decide.vm_running import stop
+from homeostat.decide.vm_running import since, stop
 from homeostat.decide.vm_storage import remove_volumes
 from homeostat.decide.whereabouts import Place, abandoned, blindness, foreignness, may_be_anywhere
 
@@ -56,7 +56,8 @@ def _remove(case: Case, place: Place) -> Decision:
     if domain.active and domain.live_owner is not None and domain.live_owner.probe:
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
     if domain.active:
-        return stop(case, place, Say("DeletingStops"), case.vm.metadata.deletion_timestamp or case.now)
+        # Not since it was deleted: its host may have been silent for long, and the guest was never asked.
+        return stop(case, place, Say("DeletingStops"), since(case, "DeletingStops"))
     if runstrategy.maybe_running(case.vm, domain, host.name):
         return probe(case, place)
     if domain.managed_save:

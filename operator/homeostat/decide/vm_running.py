@@ -26,22 +26,22 @@ def running(case: Case, place: Place) -> Decision:
         say = Say("RecordLost", "a start in order to look was not refused")
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
     if not runstrategy.stays(vm):
-        return stop(case, place, Say("Stopping"), _since(case, "Stopping"))
+        return stop(case, place, Say("Stopping"), since(case, "Stopping"))
     if why := shut_off(case, place):
         if vm.status.reason != "Evacuating" and not case.view.fresh:  # others may be silent by now, or able to take it
             return Decision(Say("Running"), look=Look(tuple(sorted(case.view.hosts))))
-        return stop(case, place, Say("Evacuating", why), _since(case, "Evacuating"))
+        return stop(case, place, Say("Evacuating", why), since(case, "Evacuating"))
     # A store that was set back forgot what the process was started for: it asks for nothing by that.
     asked = domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request
     if asked and not case.where.behind:
         say = Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}")
-        return stop(case, place, say, _since(case, "Restarting"))
+        return stop(case, place, say, since(case, "Restarting"))
     if not domain.persistent and wanted.unlocated(vm, host) is None:
         return define(case, host, domain, Say("Running"))
     return _cpus(case, place)
 
 
-def _since(case: Case, reason: str) -> datetime:
+def since(case: Case, reason: str) -> datetime:
     """Since when status has given this reason; now if it does not yet."""
     status = case.vm.status
     return status.since if status.reason == reason and status.since is not None else case.now

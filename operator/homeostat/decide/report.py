@@ -24,7 +24,9 @@ from homeostat.decide.view import Decision, HostView, VMView
 from homeostat.decide.whereabouts import Whereabouts, foreignness, locate
 
 Truth = Literal["True", "False", "Unknown"]
-MAX_PENDING, MAX_ADDRESSES = 32, 64
+MAX_PENDING, MAX_ADDRESSES, MAX_CHAIN = 32, 64, 64
+WORD, LINE, IP, MAC = 63, 1024, 64, 17
+"""The most characters of fields whose contents come from a host, or from within a guest."""
 
 
 def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) -> VirtualMachineStatus:
@@ -50,6 +52,10 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
         pending_changes=tuple(pending[:MAX_PENDING]),
         migration=_migration(view),
     )
+
+
+def _clip(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _migration(view: VMView) -> MigrationInFlight | None:
@@ -117,9 +123,9 @@ def _domain(
 def _request(old: DomainStatus | None, domain: Domain) -> str | None:
     """The request of a process that was seen; a definition alone proves no process."""
     if domain.active:
-        return domain.live_owner.request if domain.live_owner else ""
+        return _clip(domain.live_owner.request, WORD) if domain.live_owner else ""
     if domain.owner is not None and domain.owner.off:
-        return domain.owner.request
+        return _clip(domain.owner.request, WORD)
     return old.request if old else None
 
 
@@ -152,23 +158,26 @@ def _disks(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -> 
                 volume=wanted.volume_name(vm, disk),
                 pool=disk.pool,
                 storage=wanted.storage_of(pool, host.host_uuid),
-                chain=chains.get(alias, ()),
+                chain=tuple(_clip(path, LINE) for path in chains.get(alias, ())[:MAX_CHAIN]),
             )
         )
     return tuple(rows)
 
 
 def _addresses(vm: VirtualMachine, view: VMView, domain: Domain | None) -> tuple[Address, ...]:
-    """The guest's addresses but for those of its loopback, under the names the spec gives its interfaces."""
+    """The guest's addresses but for those of its loopback, under the names the spec gives its interfaces.
+
+    It is the guest who says them: what is no address by its length is left out.
+    """
     if domain is None or not domain.active:
         return ()
     if not view.addresses:
         return vm.status.addresses
     names = {wanted.mac_address(vm, nic): nic.name for nic in vm.spec.interfaces}
     rows = [
-        Address(interface=names.get(mac.lower(), name), ip=ip, mac=mac or None)
+        Address(interface=names.get(mac.lower(), _clip(name, WORD)), ip=ip, mac=mac or None)
         for name, mac, ip in view.addresses
-        if name != "lo"
+        if name != "lo" and len(ip) <= IP and len(mac) <= MAC
     ]
     return tuple(rows[:MAX_ADDRESSES])
 
@@ -200,7 +209,8 @@ def _pending(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -
         return []
     if wanted.unsuited(vm, host) is not None or wanted.unlocated(vm, host) is not None:
         return []
-    return wanted.differences(domain.live, _expanded(wanted.config(vm, host, domain), domain.live))
+    lines = wanted.differences(domain.live, _expanded(wanted.config(vm, host, domain), domain.live))
+    return [_clip(line, LINE) for line in lines]
 
 
 def _expanded(config: DomainConfig, live: DomainConfig) -> DomainConfig:

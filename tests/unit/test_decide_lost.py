@@ -84,6 +84,22 @@ def test_a_start_that_came_to_nothing_beside_a_lost_process_does_not_have_it_for
         assert seen.reason == "RecordLost"
 
 
+def test_a_start_by_hand_takes_back_the_mark_that_it_went_off() -> None:
+    """Else a libvirtd that lost its record of that process would be believed."""
+    metas: list[dict[str, Any]] = [{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}]
+    for meta in metas:
+        for strategy in ("Manual", "Halted"):
+            ran = settled({**DISKS, "runStrategy": strategy}, RAN, **meta)
+            off = owner(ran, off="Shutdown")
+            by_hand = domain(ran, state="Running", reason="Booted", owner=off, live_owner=off)
+            mark = decide(ran, view(host("a", Present(by_hand))), NOW).action
+            assert mark == act.Mark("a", UID, replace(off, off=None))
+            marked = replace(by_hand, owner=replace(off, off=None))
+            assert not isinstance(decide(ran, view(host("a", Present(marked))), NOW).action, act.Mark)
+            lost = decide(ran, view(host("a", Present(domain(ran, owner=replace(off, off=None))))), NOW)
+            assert (lost.action, lost.say.reason) == (None, "RecordLost")
+
+
 def test_a_probe_that_is_refused_proves_nothing() -> None:
     lost = {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}, "host": "a"}
     going = settled(DISKS, lost, deletionTimestamp="2026-01-01T00:00:00Z")

@@ -10,6 +10,7 @@ from homeostat.api.meta import FINALIZER
 from homeostat.decide import runstrategy
 from homeostat.decide.view import Decision, Look, Say
 from homeostat.decide.vm_case import Case, candidates, do, listed, record
+from homeostat.decide.vm_definition import not_off
 from homeostat.decide.vm_off import probe
 from homeostat.decide.vm_running import since, stop
 from homeostat.decide.vm_storage import remove_volumes
@@ -55,6 +56,8 @@ def _remove(case: Case, place: Place) -> Decision:
     domain, host, say = place.domain, place.host, Say("Deleting")
     if domain.active and domain.live_owner is not None and domain.live_owner.probe:
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
+    if domain.active and (mark := not_off(case, place, Say("DeletingStops"))) is not None:
+        return mark
     if domain.active:
         # Not since it was deleted: its host may have been silent for long, and the guest was never asked.
         return stop(case, place, Say("DeletingStops"), since(case, "DeletingStops"))

@@ -11,7 +11,7 @@ from homeostat.api.observed import Domain, Owner
 from homeostat.decide import runstrategy, wanted
 from homeostat.decide.view import Decision, Look, Say
 from homeostat.decide.vm_case import Case, do
-from homeostat.decide.vm_definition import define, kept
+from homeostat.decide.vm_definition import define, kept, not_off
 from homeostat.decide.vm_evacuation import shut_off
 from homeostat.decide.vm_retry import SHORT_RUN_SECONDS
 from homeostat.decide.whereabouts import Place
@@ -25,7 +25,10 @@ def running(case: Case, place: Place) -> Decision:
     if domain.live_owner is not None and domain.live_owner.probe:
         say = Say("RecordLost", "a start in order to look was not refused")
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
-    if not runstrategy.stays(vm):
+    stays = runstrategy.stays(vm)
+    if (mark := not_off(case, place, Say("Running" if stays else "Stopping"))) is not None:
+        return mark
+    if not stays:
         return stop(case, place, Say("Stopping"), since(case, "Stopping"))
     if why := shut_off(case, place):
         if vm.status.reason != "Evacuating" and not case.view.fresh:  # others may be silent by now, or able to take it

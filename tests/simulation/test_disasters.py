@@ -442,6 +442,28 @@ async def test_a_pool_that_is_not_mounted_gets_no_second_disk(world: World) -> N
 
 
 @in_world()
+async def test_a_pool_that_is_not_mounted_gets_no_second_disk_for_a_vm_without_its_status(world: World) -> None:
+    await running(world, deletionPolicy="Release")
+    world.edit("vm", "web", runStrategy="Halted")
+    await world.run_until(lambda: not world.process("web"))
+    spec, uuid = (world.get("vm", "web") or {})["spec"], world.uuid("web")
+    world.delete("vm", "web")
+    await world.gone("web")
+    shared, empty = world.storages["shared"], world._storage("mount-point", locks=False)
+    for each in world.hosts.values():
+        each.pools["shared"].mount(empty)
+        each.pools["shared"].refresh()
+    world.invariants.foreign.clear()
+    world.apply("vm", "web", spec | {"domainUUID": uuid, "takeover": "PreviousIncarnation", "runStrategy": "Always"})
+    await world.settle(600)
+    assert not empty.files
+    assert reason(world) == "DiskMissing"
+    for each in world.hosts.values():
+        each.pools["shared"].mount(shared)
+    await world.running("web", 700)
+
+
+@in_world()
 async def test_a_disk_of_an_earlier_vm_of_that_name_is_not_passed_over(world: World) -> None:
     await running(world)
     world.delete("vm", "web")

@@ -315,6 +315,18 @@ def test_a_disk_that_was_seen_is_never_made_anew() -> None:
     assert decide(known, view(empty), NOW).say.reason == "DiskMissing"
 
 
+def test_a_disk_that_a_definition_shows_is_never_made_anew_and_ties_the_vm_to_its_storage() -> None:
+    """A status can be lost, and the file system of the pool be unmounted at the same time."""
+    disks = {"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}]}
+    own = HypervisorSpec.model_validate(SPEC.model_dump(by_alias=True, exclude_none=True) | {"pools": [OWN_POOL]})
+    defined = replace(host("a", Present(domain(settled(disks))), volumes={"default": frozenset()}), spec=own)
+    decision = decide(settled(disks), view(defined), NOW)
+    assert (decision.action, decision.say.reason) == (None, "DiskMissing")
+    elsewhere = settled(disks | {"placement": {"host": "b"}})
+    decision = decide(elsewhere, view(defined, replace(host("b", Absent()), spec=own)), NOW)
+    assert (decision.action, decision.say.reason) == (None, "DiskElsewhere")
+
+
 def test_a_disk_left_by_an_earlier_vm_of_this_name_is_asked_about() -> None:
     left = host("a", Absent(), volumes={"default": frozenset({"shop_web_root_0000.qcow2"})})
     disk = {"name": "root", "pool": "fast", "size": "1Gi"}

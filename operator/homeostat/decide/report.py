@@ -8,23 +8,22 @@ from datetime import datetime, timedelta
 from typing import Literal, cast
 
 from homeostat.api import reasons
-from homeostat.api.meta import Condition, condition, rfc3339, set_condition
+from homeostat.api.meta import Condition, clipped, condition, rfc3339, set_condition
 from homeostat.api.migration_policy import MigrationInFlight
 from homeostat.api.observed import ACTIVE_STATES, RUNNING_STATES, Domain, DomainConfig, Unknown
 from homeostat.api.virtualmachine import (
     Address,
-    DiskStatus,
     DomainStatus,
     StartFailures,
     VirtualMachine,
     VirtualMachineStatus,
 )
-from homeostat.decide import backoff, migratable, runstrategy, wanted
+from homeostat.decide import backoff, migratable, runstrategy, vm_disks, wanted
 from homeostat.decide.view import Decision, HostView, VMView
 from homeostat.decide.whereabouts import Whereabouts, foreignness, locate
 
 Truth = Literal["True", "False", "Unknown"]
-MAX_PENDING, MAX_ADDRESSES, MAX_CHAIN = 32, 64, 64
+MAX_PENDING, MAX_ADDRESSES = 32, 64
 WORD, LINE, IP, MAC = 63, 1024, 64, 17
 """The most characters of fields whose contents come from a host, or from within a guest."""
 
@@ -45,17 +44,13 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
         domain=_domain(vm, host, domain, where, now),
         conditions=_conditions(vm, view, decision, where, pending, since, now),
         addresses=_addresses(vm, view, domain),
-        disks=_disks(vm, host, domain),
+        disks=vm_disks.shown(vm, host, domain) if host and domain else old.disks,
         start_failures=_failures(vm, decision, now),
         machine_type=_canonical(domain, old.machine_type),
         cpu_model=_cpu_model(domain, old.cpu_model),
         pending_changes=tuple(pending[:MAX_PENDING]),
         migration=_migration(view),
     )
-
-
-def _clip(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _migration(view: VMView) -> MigrationInFlight | None:
@@ -123,9 +118,9 @@ def _domain(
 def _request(old: DomainStatus | None, domain: Domain) -> str | None:
     """The request of a process that was seen; a definition alone proves no process."""
     if domain.active:
-        return _clip(domain.live_owner.request, WORD) if domain.live_owner else ""
+        return clipped(domain.live_owner.request, WORD) if domain.live_owner else ""
     if domain.owner is not None and domain.owner.off:
-        return _clip(domain.owner.request, WORD)
+        return clipped(domain.owner.request, WORD)
     return old.request if old else None
 
 
@@ -136,32 +131,6 @@ def _domain_status(
     return DomainStatus(
         state=state, reason=reason, since=old.since if old and same and old.since else now, uuid=uuid, request=request
     )
-
-
-def _disks(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -> tuple[DiskStatus, ...]:
-    """The disks that a definition has shown to exist; what was seen once stays on record."""
-    if host is None or domain is None:
-        return vm.status.disks
-    chains, old = dict(domain.chains), {disk.name: disk for disk in vm.status.disks}
-    config = domain.live or domain.inactive
-    there = {disk.alias for disk in config.disks} if config else set()
-    rows = []
-    for disk in vm.spec.disks:
-        alias, pool = f"ua-disk-{disk.name}", wanted.find_pool(host.spec, disk.pool)
-        if alias not in there or pool is None:
-            rows += [old[disk.name]] if disk.name in old else []
-            continue
-        rows.append(
-            DiskStatus(
-                name=disk.name,
-                alias=alias,
-                volume=wanted.volume_name(vm, disk),
-                pool=disk.pool,
-                storage=wanted.storage_of(pool, host.host_uuid),
-                chain=tuple(_clip(path, LINE) for path in chains.get(alias, ())[:MAX_CHAIN]),
-            )
-        )
-    return tuple(rows)
 
 
 def _addresses(vm: VirtualMachine, view: VMView, domain: Domain | None) -> tuple[Address, ...]:
@@ -175,7 +144,7 @@ def _addresses(vm: VirtualMachine, view: VMView, domain: Domain | None) -> tuple
         return vm.status.addresses
     names = {wanted.mac_address(vm, nic): nic.name for nic in vm.spec.interfaces}
     rows = [
-        Address(interface=names.get(mac.lower(), _clip(name, WORD)), ip=ip, mac=mac or None)
+        Address(interface=names.get(mac.lower(), clipped(name, WORD)), ip=ip, mac=mac or None)
         for name, mac, ip in view.addresses
         if name != "lo" and len(ip) <= IP and len(mac) <= MAC
     ]
@@ -210,7 +179,7 @@ def _pending(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -
     if wanted.unsuited(vm, host) is not None or wanted.unlocated(vm, host) is not None:
         return []
     lines = wanted.differences(domain.live, _expanded(wanted.config(vm, host, domain), domain.live))
-    return [_clip(line, LINE) for line in lines]
+    return [clipped(line, LINE) for line in lines]
 
 
 def _expanded(config: DomainConfig, live: DomainConfig) -> DomainConfig:

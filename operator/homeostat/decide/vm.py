@@ -19,6 +19,7 @@ from homeostat.decide.view import Decision, HostView, Say, VMView
 from homeostat.decide.vm_case import Case, listed, only, record
 from homeostat.decide.vm_definition import define, mark_own
 from homeostat.decide.vm_deleting import delete
+from homeostat.decide.vm_disks import known
 from homeostat.decide.vm_off import at_rest, no_start, off
 from homeostat.decide.vm_retry import backing_off
 from homeostat.decide.vm_running import running
@@ -29,7 +30,8 @@ from homeostat.decide.whereabouts import Place, blindness, candidate_of, foreign
 
 def decide(vm: VirtualMachine, view: VMView, now: datetime) -> Decision:
     """The next step for this VM."""
-    case = Case(vm, view, locate(vm, view), now)
+    where = locate(vm, view)
+    case = Case(known(vm, where.ours), view, where, now)
     if vm.metadata.annotations.get(RECONCILE_ANNOTATION) == "disabled":
         return Decision(Say("DeletingDisabled" if vm.metadata.deleting else "ReconcileDisabled"))
     if view.migration is not None:

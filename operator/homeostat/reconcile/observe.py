@@ -16,6 +16,8 @@ from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_planning, wanted
 from homeostat.decide.placement import capacity
 from homeostat.decide.view import HostView, Look, VMView
+from homeostat.decide.vm_disks import known
+from homeostat.decide.whereabouts import locate
 from homeostat.hosts.driver import Connection, HostError
 from homeostat.reconcile.fleet import Fleet
 from homeostat.runtime.controller import Key
@@ -72,7 +74,7 @@ async def look(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: Look) -> VM
     asked = await asyncio.gather(*(_ask(fleet, view.hosts[host], uuid, name) for host in names))
     hosts = {**view.hosts, **dict(zip(names, asked, strict=True))}
     if wish.pools_on in hosts:
-        host = hosts[wish.pools_on]
+        host, vm = hosts[wish.pools_on], known(vm, locate(vm, replace(view, hosts=hosts)).ours)
         found = {pool: await _names(fleet, host.name, pool, _needed(vm, host, pool)) for pool in wish.pools}
         hosts[host.name] = replace(host, volumes={**host.volumes, **found})
     return replace(view, hosts=hosts, fresh=True)

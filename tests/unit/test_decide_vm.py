@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -403,6 +404,52 @@ def test_a_finished_vm_stays_finished_when_libvirt_forgets_why_it_is_off() -> No
     forgotten = replace(off, reason="Unknown", owner=mark.owner)
     decision = decide(once, view(host("a", Present(forgotten))), NOW)
     assert (decision.action, decision.say.reason) == (None, "Finished")
+
+
+SHUT = {"state": "Shutoff", "reason": "Shutdown", "request": ""}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "seen", "stays"),
+    [
+        ("Manual", {"state": "Running", "reason": "Booted", "request": ""}, "NotRequested"),
+        ("Manual", SHUT, "NotRequested"),
+        ("Manual", SHUT | {"request": "earlier"}, ""),
+        ("RerunOnFailure", SHUT, "Finished"),
+        ("RerunOnFailure", SHUT | {"reason": "Crashed"}, ""),
+        ("RerunOnFailure", {"state": "Running", "reason": "Booted", "request": ""}, ""),
+        ("Always", SHUT, ""),
+    ],
+)
+def test_a_vm_whose_definition_is_gone_is_not_started_unasked(strategy: str, seen: dict[str, Any], stays: str) -> None:
+    """Its host was silent, then it was declared out of service; or somebody removed the definition by hand."""
+    lost = (host("a", DOWN, released=True, closed=("OutOfService", "")), host("b", Absent()))
+    silent = {"host": "a", "reason": "HostUnreachable", "domain": seen}
+    for hosts in (lost, (host("a", Absent()),)):
+        wish = settled({"runStrategy": strategy}, silent)
+        for _ in range(3):
+            there = view(*hosts)
+            decision = decide(wish, there, NOW)
+            assert (decision.action is None, decision.say.reason if stays else "") == (bool(stays), stays)
+            written = report.status(wish, there, decision, NOW).wire() | {"candidates": [candidate("a")]}
+            wish = settled({"runStrategy": strategy}, written)
+
+
+def test_that_a_vm_is_finished_outlasts_libvirts_memory_and_its_host() -> None:
+    once = settled({"runStrategy": "RerunOnFailure"}, {"host": "a", "reason": "HostUnreachable"})
+    forgotten = view(host("a", Present(domain(once, owner=owner(once, off="Shutdown")))))
+    status = report.status(once, forgotten, decide(once, forgotten, NOW), NOW)
+    assert status.domain is not None
+    assert (status.domain.state, status.domain.reason) == ("Shutoff", "Shutdown")
+
+
+def test_a_start_that_is_not_over_has_served_no_request() -> None:
+    asked = settled({"runStrategy": "Manual", "power": {"request": "two"}}, {"domain": SHUT | {"request": "one"}})
+    starting = domain(asked, state="Paused", reason="StartingUp", live_owner=owner(asked, request="two"))
+    seen = view(host("a", Present(starting)))
+    status = report.status(asked, seen, decide(asked, seen, NOW), NOW)
+    assert status.domain is not None
+    assert status.domain.request == "one"
 
 
 def test_a_request_is_served_once() -> None:

@@ -103,20 +103,27 @@ def _domain(
     """The domain as last observed: a host that does not answer adds nothing to what was seen of it."""
     old = vm.status.domain
     if domain is None or host is None:
-        return (
-            old
-            if old is None or where.blind or old.state == "Absent"
-            else _domain_status(old, "Absent", "-", old.uuid, old.request, now)
-        )
+        if old is None or where.blind or old.state == "Absent":
+            return old
+        way = runstrategy.way_gone(vm)
+        return _domain_status(old, "Absent", way if way != "Unknown" else "-", old.uuid, old.request, now)
     if old is not None and old.reason == "RecordLost" and domain.active and domain.reason == "StartingUp":
         return old  # a start that is not over has not shown yet that no lock is in its way
-    reason = "RecordLost" if runstrategy.maybe_running(vm, domain, host.name) else domain.reason
+    reason = "RecordLost" if runstrategy.maybe_running(vm, domain, host.name) else _reason(vm, domain)
     state = "Unknown" if reason == "RecordLost" else domain.state
     return _domain_status(old, state, reason, domain.uuid, _request(old, domain), now)
 
 
+def _reason(vm: VirtualMachine, domain: Domain) -> str:
+    """Libvirt's reason, and of a domain that is off the way it went, which libvirt forgets."""
+    way = domain.reason if domain.active else runstrategy.way_off(vm, domain)
+    return way if way in runstrategy.WAYS_OFF else domain.reason
+
+
 def _request(old: DomainStatus | None, domain: Domain) -> str | None:
     """The request of a process that was seen; a definition alone proves no process."""
+    if domain.active and domain.reason == "StartingUp":
+        return old.request if old else None  # a start that can fail yet
     if domain.active:
         return clipped(domain.live_owner.request, WORD) if domain.live_owner else ""
     if domain.owner is not None and domain.owner.off:

@@ -52,8 +52,8 @@ def _nowhere(case: Case) -> Decision:
         return Decision(foreignness(where))
     if where.blind:
         return Decision(blindness(where))
-    served = runstrategy.served(vm, None)
-    if not runstrategy.starts(vm.spec.run_strategy, "Unknown", served=served, power_state=vm.spec.power.state):
+    served, went = runstrategy.served(vm, None), runstrategy.way_gone(vm)
+    if not runstrategy.starts(vm.spec.run_strategy, went, served=served, power_state=vm.spec.power.state):
         return Decision(at_rest(vm))
     if (wait := backing_off(case, "StartFailed")) is not None:
         return wait

@@ -576,6 +576,50 @@ def test_a_host_not_asked_yet_ends_no_run_and_a_step_is_not_written_at_once() ->
     assert report.passing(settled(), Decision(Say("Starting")))
 
 
+@pytest.mark.parametrize("meta", [{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}])
+def test_a_store_that_was_set_back_stops_nothing_until_every_host_answered_and_then_not_by_an_old_clock(
+    meta: dict[str, Any],
+) -> None:
+    reason = "DeletingStops" if meta else "Stopping"
+    old = {"state": "Stopping", "reason": reason, "since": "2025-12-01T00:00:00Z"}
+    wish = settled({"runStrategy": "Halted"}, old, generation=4, **meta)
+    mark = owner(wish, generation=10, request="newer")
+    running = domain(wish, state="Running", reason="Booted", owner=mark, live_owner=mark)
+    silent = decide(wish, view(host("a", Present(running)), host("b", DOWN)), NOW)
+    assert (silent.action, silent.say.reason) == (None, "DeletingWaits" if meta else "StoreBehind")
+    told: list[tuple[str, object]] = []
+    for _ in range(5):
+        seen = view(host("a", Present(running)), host("b", Absent()))
+        decision = decide(wish, seen, NOW)
+        told.append((decision.say.reason, decision.action and type(decision.action)))
+        if isinstance(decision.action, act.Mark) and decision.action.live:
+            running = replace(running, live_owner=decision.action.owner)
+        elif isinstance(decision.action, act.Mark):
+            running = replace(running, owner=decision.action.owner)
+        status = report.status(wish, seen, decision, NOW).wire() | {"candidates": [candidate("a")]}
+        wish = settled({"runStrategy": "Halted"}, status, generation=4, **meta)
+    behind: list[tuple[str, object]] = [("StoreBehind", None), ("StoreBehind", act.Mark), ("StoreBehind", act.Mark)]
+    assert told == [*behind, (reason, None), (reason, act.Shutdown)]
+
+
+def test_after_a_store_was_set_back_later_edits_count() -> None:
+    wish = settled({"power": {"request": "old"}}, {"reason": "StoreBehind"}, generation=4)
+    mark = replace(owner(wish), generation=4, request="old")
+    caught_up = domain(wish, state="Running", reason="Booted", owner=mark, live_owner=mark)
+    edited = settled({"power": {"request": "now"}}, generation=5)
+    assert decide(wish, view(host("a", Present(caught_up)), host("b", DOWN)), NOW).say.reason == "Running"
+    assert decide(edited, view(host("a", Present(caught_up)), host("b", DOWN)), NOW).say.reason == "Restarting"
+
+
+def test_a_store_that_was_set_back_starts_no_vm_for_an_older_request() -> None:
+    wish = settled({"runStrategy": "Manual", "power": {"request": "old"}}, generation=4)
+    ended = domain(wish, owner=owner(wish, generation=10, request="newer", off="Shutdown"))
+    mark = decide(wish, view(host("a", Present(ended))), NOW).action
+    assert isinstance(mark, act.Mark)
+    decision = decide(wish, view(host("a", Present(replace(ended, owner=mark.owner)))), NOW)
+    assert (decision.action, decision.say.reason) == (None, "NotRequested")
+
+
 def test_a_store_that_was_set_back_restarts_no_process() -> None:
     machine = settled({"power": {"request": "old"}})
     for generation, stops in ((3, True), (4, False)):

@@ -71,7 +71,7 @@ VM_WAITING: dict[str, Reason] = {
         "Unknown",
         "Hosts",
         "A host knows a newer generation of this VM than the API server: its store was rolled back.",
-        "Nothing is started until every Hypervisor has answered.",
+        "Nothing is started or stopped until every Hypervisor has answered; then the spec counts as it is.",
         "Look at the spec: edits made after the backup are lost.",
     ),
     "RecordLost": Reason(

@@ -16,6 +16,7 @@ from homeostat.api.observed import RUNNING_STATES
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import placement, runstrategy, wanted
 from homeostat.decide.view import Decision, HostView, Say, VMView
+from homeostat.decide.vm_behind import catch_up
 from homeostat.decide.vm_case import Case, listed, only, record
 from homeostat.decide.vm_definition import define, mark_own
 from homeostat.decide.vm_deleting import delete
@@ -86,6 +87,8 @@ def _here(case: Case, place: Place) -> Decision:
         return Decision(Say("Accepted"), act.AddFinalizer())
     if (mark := mark_own(case, place)) is not None:
         return mark
+    if (behind := catch_up(case, place)) is not None:
+        return behind
     return running(case, place) if place.domain.active else off(case, place)
 
 

@@ -9,6 +9,7 @@ from homeostat.api import actions as act
 from homeostat.api.meta import FINALIZER
 from homeostat.decide import runstrategy
 from homeostat.decide.view import Decision, Look, Say
+from homeostat.decide.vm_behind import catch_up
 from homeostat.decide.vm_case import Case, candidates, do, listed, record
 from homeostat.decide.vm_definition import not_off
 from homeostat.decide.vm_off import probe
@@ -54,6 +55,10 @@ def _recorded(case: Case) -> Decision:
 
 def _remove(case: Case, place: Place) -> Decision:
     domain, host, say = place.domain, place.host, Say("Deleting")
+    if case.where.behind and case.where.blind:
+        return Decision(Say("DeletingWaits", blindness(case.where).detail))
+    if domain.active and (behind := catch_up(case, place)) is not None:
+        return behind
     if domain.active and domain.live_owner is not None and domain.live_owner.probe:
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
     if domain.active and (mark := not_off(case, place, Say("DeletingStops"))) is not None:

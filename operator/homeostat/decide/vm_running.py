@@ -34,9 +34,7 @@ def running(case: Case, place: Place) -> Decision:
         if vm.status.reason != "Evacuating" and not case.view.fresh:  # others may be silent by now, or able to take it
             return Decision(Say("Running"), look=Look(tuple(sorted(case.view.hosts))))
         return stop(case, place, Say("Evacuating", why), since(case, "Evacuating"))
-    # A store that was set back forgot what the process was started for: it asks for nothing by that.
-    asked = domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request
-    if asked and not case.where.behind:
+    if domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request:
         say = Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}")
         return stop(case, place, say, since(case, "Restarting"))
     if not domain.persistent and wanted.unlocated(vm, host) is None:

@@ -18,7 +18,7 @@ from homeostat.api.meta import FINALIZER
 from homeostat.api.observed import Absent, Answer, Domain, HostFacts, Owner, Pool, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import report, runstrategy, wanted
-from homeostat.decide.view import Decision, HostView, Say, VMView
+from homeostat.decide.view import Decision, Failure, HostView, Say, VMView
 from homeostat.decide.vm import decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -182,6 +182,59 @@ def test_an_image_on_the_second_host_that_has_a_definition_stops_starts_too() ->
     running = view(host("a", Present(domain(settled(), state="Running", reason="Booted"))), host("b", saved))
     assert (decide(settled(), running, NOW).action, decide(back, running, NOW).action) == (None, None)
     assert decide(drop, running, NOW).action == act.DiscardManagedSave("b", UID)
+
+
+def test_an_image_from_before_the_vm_was_elsewhere_is_not_restored_over_newer_disks() -> None:
+    """The wish is left in the spec from an earlier time."""
+    old = {"host": "b", "candidates": [candidate("b")]}
+    image, newer = host("a", Present(domain(settled(), managed_save=True))), host("b", Present(domain(settled())))
+    wish = settled({"managedSave": {"host": "a", "action": "Restore"}}, old)
+    decision = decide(wish, view(image, newer), NOW)
+    assert (decision.action, decision.say.reason) == (None, "ManagedSaveFound")
+    drop = settled({"managedSave": {"host": "a", "action": "Discard"}}, old)
+    assert decide(drop, view(image, newer), NOW).action == act.DiscardManagedSave("a", UID)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "said"),
+    [
+        ("Paused", "StartingUp", "Starting"),
+        ("Paused", "Migration", "PausedByJob"),
+        ("Paused", "Save", "PausedByJob"),
+        ("Paused", "User", "PausedByOthers"),
+        ("PMSuspended", "Unknown", "GuestSuspended"),
+        ("Crashed", "Panicked", "GuestCrashed"),
+    ],
+)
+def test_a_guest_whose_cpus_stand_still_is_not_said_to_run(state: str, reason: str, said: str) -> None:
+    wish = settled()
+    seen = view(host("a", Present(domain(wish, state=state, reason=reason))))
+    decision = decide(wish, seen, NOW)
+    assert (decision.action, decision.say.reason) == (None, said)
+    conditions = report.status(wish, seen, decision, NOW).conditions
+    assert {c.type: c.status for c in conditions if c.type in ("Ready", "Running")} == dict.fromkeys(
+        ("Ready", "Running"), "False"
+    )
+    again = settled({"power": {"request": "now"}}, {"reason": "Restarting", "since": "2025-12-31T23:00:00Z"})
+    assert decide(again, seen, NOW).action == act.Destroy("a", UID), "the way out is a field"
+
+
+def test_a_definition_that_is_refused_for_a_running_domain_is_tried_less_and_less_often() -> None:
+    wish = settled()
+    there = view(host("a", Present(domain(wish, state="Running", reason="Booted", persistent=False, inactive=None))))
+    refused = decide(wish, there, NOW).action
+    assert isinstance(refused, act.Define)
+    failed = replace(there, failure=Failure(refused, "unsupported configuration"))
+    waits = []
+    for _ in range(3):
+        counted = decide(wish, failed, NOW)
+        assert (counted.action, counted.say.reason, counted.failed) == (None, "DefineFailed", failed.failure)
+        wish = settled(status=report.status(wish, failed, counted, NOW).wire() | {"candidates": [candidate("a")]})
+        waiting = decide(wish, there, NOW)
+        assert waiting.action is None or waiting.requeue_after is None
+        waits.append(round(waiting.requeue_after or 0))
+        assert isinstance(decide(wish, there, NOW + timedelta(seconds=301)).action, act.Define)
+    assert waits == [0, 10, 20]
 
 
 def test_of_two_hypervisors_of_one_host_the_recorded_one_speaks_for_it() -> None:

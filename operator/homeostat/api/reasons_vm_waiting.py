@@ -317,6 +317,35 @@ VM_WAITING: dict[str, Reason] = {
         "It stays paused: only what we paused is resumed by us.",
         "Resume it with virsh on the host, or restart the VM.",
     ),
+    "PausedByJob": Reason(
+        "Paused",
+        "False",
+        "False",
+        "Job",
+        "The guest's CPUs are stopped for a job that we did not ask for: a migration, a save, a snapshot or a dump.",
+        "It is looked at again every few seconds.",
+        "If the host has no such job any more (`virsh domjobinfo`), resume the guest with virsh, or restart the VM "
+        "with a new spec.power.request.",
+        passing=True,
+    ),
+    "GuestSuspended": Reason(
+        "Paused",
+        "False",
+        "False",
+        "Guest",
+        "The guest has suspended itself: its CPUs are stopped until it is woken.",
+        "It stays so.",
+        "Wake it with `virsh dompmwakeup` on the host, or restart the VM with a new spec.power.request.",
+    ),
+    "GuestCrashed": Reason(
+        "Failed",
+        "False",
+        "False",
+        "Person",
+        "The guest has crashed, and its process was kept: its definition asks for that.",
+        "It stays so, for somebody to look at.",
+        "Restart the VM with a new spec.power.request when nobody needs it any more.",
+    ),
     # Identity
     "ForeignDomain": Reason(
         "Conflict",

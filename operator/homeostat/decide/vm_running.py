@@ -7,16 +7,19 @@ from dataclasses import replace
 from datetime import datetime
 
 from homeostat.api import actions as act
-from homeostat.api.observed import Domain, Owner
+from homeostat.api.observed import RUNNING_STATES, Domain, Owner
 from homeostat.decide import runstrategy, wanted
 from homeostat.decide.view import Decision, Look, Say
 from homeostat.decide.vm_case import Case, do
 from homeostat.decide.vm_definition import define, kept, not_off
 from homeostat.decide.vm_evacuation import shut_off
-from homeostat.decide.vm_retry import SHORT_RUN_SECONDS
+from homeostat.decide.vm_retry import SHORT_RUN_SECONDS, undefinable
 from homeostat.decide.whereabouts import Place
 
 ASK_AGAIN_SECONDS = 10
+_JOBS = ("Migration", "Postcopy", "PostcopyFailed", "Snapshot", "Save", "Dump")
+_STANDING = {"PMSuspended": "GuestSuspended", "Crashed": "GuestCrashed"}
+"""States of a process whose CPUs neither run nor can be made to by resuming them."""
 
 
 def running(case: Case, place: Place) -> Decision:
@@ -38,7 +41,8 @@ def running(case: Case, place: Place) -> Decision:
         say = Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}")
         return stop(case, place, say, since(case, "Restarting"))
     if not domain.persistent and wanted.unlocated(vm, host) is None:
-        return define(case, host, domain, Say("Running"))
+        again = vm.status.reason == "DefineFailed"
+        return undefinable(case) or define(case, host, domain, Say("DefineFailed" if again else "Running"))
     return _cpus(case, place)
 
 
@@ -52,6 +56,8 @@ def _cpus(case: Case, place: Place) -> Decision:
     """Bring the guest's CPUs to spec.execution; resume only what our own metadata says we paused."""
     domain, host = place.domain, place.host
     live = domain.live_owner or kept(case, domain)
+    if (standing := _STANDING.get(domain.state)) is not None:
+        return Decision(Say(standing, f"libvirt says {domain.state}/{domain.reason}"))
     if case.vm.spec.execution == "Paused":
         return _pause(case, place, live)
     if domain.state == "Paused" and domain.reason == "User" and live.paused:
@@ -75,8 +81,8 @@ def _pause(case: Case, place: Place, live: Owner) -> Decision:
 
 def _paused_by_others(domain: Domain) -> Decision:
     detail = f"libvirt says Paused/{domain.reason}"
-    if domain.reason in ("StartingUp", "Migration", "Postcopy", "Snapshot", "Saving", "Dump"):
-        return Decision(Say("Starting", detail), requeue_after=5)
+    if domain.reason in ("StartingUp", *_JOBS):
+        return Decision(Say("PausedByJob" if domain.reason in _JOBS else "Starting", detail), requeue_after=5)
     return Decision(Say("PausedOnIOError" if domain.reason == "IOError" else "PausedByOthers", detail))
 
 
@@ -92,7 +98,7 @@ def _steady(case: Case, say: Say) -> Decision:
 def stop(case: Case, place: Place, say: Say, since: datetime) -> Decision:
     """Say so, ask, ask again while the guest boots, then end the process.
 
-    A paused guest cannot hear: only the grace period is left.
+    A guest whose CPUs stand still cannot hear: only the grace period is left.
     """
     domain, host, asking = place.domain, place.host, (case.now - since).total_seconds()
     grace = case.vm.spec.termination_grace_period_seconds
@@ -101,7 +107,7 @@ def stop(case: Case, place: Place, say: Say, since: datetime) -> Decision:
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
     if case.vm.status.reason != say.reason:
         return Decision(say, requeue_after=0.0)  # the grace period is on record before the guest hears of it
-    if domain.state == "Paused":
+    if domain.state not in RUNNING_STATES:
         return Decision(say, requeue_after=left + 0.05)
     asked = case.view.asked_seconds_ago
     if asked is not None and asked > asking:

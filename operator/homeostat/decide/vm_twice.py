@@ -21,12 +21,26 @@ def defined_twice(case: Case) -> Decision:
     """A definition is a permission to run: where the VM does not belong it is removed, when it is surely off there."""
     if not case.where.active and (saved := managed_save(case)) is not None:
         return saved
+    if not case.where.active and (old := _old_image(case)) is not None:
+        return Decision(old)
     keep = _keeper(case)
     for place in case.where.ours:
         if place is not keep and (step := _remove_spare(case, place, keep)) is not None:
             return step
     hosts = " and on ".join(place.host.name for place in case.where.ours)
     return Decision(Say("DefinedTwice", f"on {hosts}"), requeue_after=60)
+
+
+def _old_image(case: Case) -> Say | None:
+    """An image from before the VM was seen where it is recorded: a Restore left in the spec is not meant for that."""
+    saved = next((place for place in case.where.ours if place.domain.managed_save), None)
+    if saved is None or listed(case.vm, saved.host):
+        return None
+    later = next((p for p in case.where.ours if p.host.name == case.vm.status.host and listed(case.vm, p.host)), None)
+    if later is None:
+        return None
+    since = f"from before the VM was on {later.host.name}: drop it with spec.managedSave Discard"
+    return Say("ManagedSaveFound", f"Hypervisor {saved.host.name} has one, {since}")
 
 
 def _keeper(case: Case) -> Place:

@@ -453,7 +453,7 @@ async def test_a_pool_that_is_not_mounted_gets_no_second_disk_for_a_vm_without_i
     for each in world.hosts.values():
         each.pools["shared"].mount(empty)
         each.pools["shared"].refresh()
-    world.invariants.foreign.clear()
+    world.invariants.protocol = False
     world.apply("vm", "web", spec | {"domainUUID": uuid, "takeover": "PreviousIncarnation", "runStrategy": "Always"})
     await world.settle(600)
     assert not empty.files

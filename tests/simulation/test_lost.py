@@ -61,7 +61,6 @@ async def test_an_edit_of_the_disks_does_not_take_away_the_lock_that_refuses_a_s
     assert list(world.ledger.alive) == [survivor]
     survivor.kill()
     await world.running("web", 700)
-    await world.rest(quiet=700)
 
 
 @in_world(locks=True)

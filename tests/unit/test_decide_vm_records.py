@@ -28,7 +28,12 @@ def test_an_image_from_before_the_vm_was_elsewhere_is_not_restored_over_newer_di
     image, newer = host("a", Present(domain(settled(), managed_save=True))), host("b", Present(domain(settled())))
     wish = settled({"managedSave": {"host": "a", "action": "Restore"}}, old)
     decision = decide(wish, view(image, newer), NOW)
-    assert (decision.action, decision.say.reason) == (None, "ManagedSaveFound")
+    assert (decision.action, decision.say.reason) == (None, "ManagedSaveOld")
+    unsaid = settled(status=old)
+    assert decide(unsaid, view(image, newer), NOW).say.reason == "ManagedSaveFound"
+    meant = settled({"managedSave": {"host": "a", "action": "Restore"}}, old | {"reason": "ManagedSaveFound"})
+    decision = decide(meant, view(image, newer), NOW)
+    assert (decision.action, decision.say.reason) == (act.Undefine("b", UID), "ManagedSaveFound")
     drop = settled({"managedSave": {"host": "a", "action": "Discard"}}, old)
     assert decide(drop, view(image, newer), NOW).action == act.DiscardManagedSave("a", UID)
 

@@ -299,6 +299,15 @@ VM_WAITING: dict[str, Reason] = {
         "Nothing is started.",
         "Set spec.managedSave {host, action: Restore | Discard}.",
     ),
+    "ManagedSaveOld": Reason(
+        "Stopped",
+        "False",
+        "False",
+        "Person",
+        "A host has a managed-save image from before the VM was seen on another: its memory is older than the disks.",
+        "Nothing is started.",
+        "Set spec.managedSave to Discard it; if it is the one to go on with, remove spec.managedSave and set it again.",
+    ),
     "PausedOnIOError": Reason(
         "Paused",
         "False",

@@ -14,6 +14,7 @@ from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.meta import rfc3339
 from homeostat.api.observed import HostAnswer, HostFacts
 from homeostat.decide.hypervisor import Claims, closed, judged_in, released, silent_since, status, together, verdict
+from homeostat.reconcile.fleet import Fleet
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FACTS = HostFacts("00000000-0000-4000-8000-00000000000a", "host", "9.0.0", "7.2.0", 4, 8192, kvm=True)
@@ -147,3 +148,13 @@ def test_a_host_is_silent_only_when_no_hypervisor_of_it_has_an_answer() -> None:
     assert not released(declared(), together([SILENT, unasked]), LATER)
     assert not released(declared(), together([SILENT, UP]), LATER)
     assert not released(declared(), together([SILENT, replace(SILENT, heard=LATER)]), LATER)
+
+
+def test_what_a_host_said_outlives_the_connection_that_was_given_up() -> None:
+    """Its URI was changed while the Secret is missing: nothing is connected to, and nothing heard is forgotten."""
+    fleet = Fleet(lambda: LATER, lambda _: None)
+    fleet.note_hypervisor("h1", declared())
+    fleet.missing["h1"] = "Secret homeostat-system/h1 does not exist"
+    assert fleet.released(declared())
+    fleet.left["h1"] = LATER
+    assert not fleet.released(declared())

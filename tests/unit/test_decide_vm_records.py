@@ -38,6 +38,16 @@ def test_an_image_from_before_the_vm_was_elsewhere_is_not_restored_over_newer_di
     assert decide(drop, view(image, newer), NOW).action == act.DiscardManagedSave("a", UID)
 
 
+def test_a_disk_that_was_added_is_made_before_a_running_domain_without_a_definition_gets_one_that_shows_it() -> None:
+    root, data = ({"name": name, "pool": "fast", "size": "1Gi"} for name in ("root", "data"))
+    ran, wish = settled({"disks": [root]}), settled({"disks": [root, data]}, generation=4)
+    transient = Present(domain(ran, state="Running", reason="Booted", persistent=False, inactive=None))
+    first = decide(wish, view(host("a", transient, volumes=VOLUMES)), NOW).action
+    assert isinstance(first, act.CreateVolume)
+    both = {"default": VOLUMES["default"] | {first.name}}
+    assert isinstance(decide(wish, view(host("a", transient, volumes=both)), NOW).action, act.Define)
+
+
 def test_of_two_hypervisors_of_one_host_the_one_that_sees_the_vm_speaks_for_it() -> None:
     """The recorded one has a dead address, and a person who takes it for another machine gives that up."""
     running = host("b", Present(domain(settled(), state="Running", reason="Booted")), host_uuid=UUIDS["a"])

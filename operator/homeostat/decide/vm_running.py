@@ -14,6 +14,7 @@ from homeostat.decide.vm_case import Case, do
 from homeostat.decide.vm_definition import define, kept, not_off
 from homeostat.decide.vm_evacuation import shut_off
 from homeostat.decide.vm_retry import SHORT_RUN_SECONDS, undefinable
+from homeostat.decide.vm_storage import storage
 from homeostat.decide.whereabouts import Place
 
 ASK_AGAIN_SECONDS = 10
@@ -40,10 +41,24 @@ def running(case: Case, place: Place) -> Decision:
     if domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request:
         say = Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}")
         return stop(case, place, say, since(case, "Restarting"))
-    if not domain.persistent and wanted.unlocated(vm, host) is None:
-        again = vm.status.reason == "DefineFailed"
-        return undefinable(case) or define(case, host, domain, Say("DefineFailed" if again else "Running"))
-    return _cpus(case, place)
+    return _defined(case, place) or _cpus(case, place)
+
+
+def _defined(case: Case, place: Place) -> Decision | None:
+    """Give a running domain the definition that it lacks: without one its end would be the end of the domain."""
+    if place.domain.persistent or wanted.unlocated(case.vm, place.host) is not None:
+        return None
+    say = Say("DefineFailed" if case.vm.status.reason == "DefineFailed" else "Running")
+    return undefinable(case) or _volumes(case, place) or define(case, place.host, place.domain, say)
+
+
+def _volumes(case: Case, place: Place) -> Decision | None:
+    """Make disks that were added before a definition shows them: what it shows counts as a disk that was there."""
+    if {disk.name for disk in case.vm.spec.disks} <= {disk.name for disk in case.vm.status.disks}:
+        return None
+    step = storage(case, place.host)
+    makes = step is not None and (step.look is not None or isinstance(step.action, act.CreateVolume))
+    return step if makes else None
 
 
 def since(case: Case, reason: str) -> datetime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -183,6 +184,25 @@ async def test_a_hypervisor_with_a_dead_address_does_not_hide_the_one_that_sees_
     world.delete("hv", "h1")
     await world.run_until(lambda: world.ready("web"), 700)
     assert list(world.ledger.alive) == [process]
+
+
+@in_world()
+async def test_a_vm_is_not_started_elsewhere_because_somebody_removed_the_hypervisor_it_runs_on(world: World) -> None:
+    host = world.hosts[await running(world)]
+    other = next(each for each in world.hosts.values() if each is not host)
+    process = world.process("web")
+    host.cut()
+    await world.settle(120)
+    world.edit("hv", host.name, metadata={"finalizers": None})
+    world.delete("hv", host.name)
+    await world.settle(60)
+    world.invariants.protocol = False
+    copy = ElementTree.tostring(host.definitions()[world.uuid("web")], encoding="unicode")
+    await other.define(copy)  # by hand, our mark with it
+    await world.settle(600)
+    assert list(world.ledger.alive) == [process]
+    assert reason(world) == "HypervisorMissing"
+    assert {each["hypervisor"] for each in world.status("web")["candidates"]} == set(world.hosts)
 
 
 @in_world()

@@ -18,7 +18,7 @@ from homeostat.decide.vm_storage import storage
 from homeostat.decide.whereabouts import Place
 
 ASK_AGAIN_SECONDS = 10
-_JOBS = ("Migration", "Postcopy", "PostcopyFailed", "Snapshot", "Save", "Dump")
+_JOBS = ("Migration", "Postcopy", "Snapshot", "Save", "Dump")
 _STANDING = {"PMSuspended": "GuestSuspended", "Crashed": "GuestCrashed"}
 """States of a process whose CPUs neither run nor can be made to by resuming them."""
 

@@ -93,12 +93,12 @@ def test_a_store_set_back_to_before_an_edit_starts_nothing_until_every_host_has_
     rig.patch("vm", "web", {"spec": {"memory": {"size": "96Mi"}, "power": {"request": "again"}}})
     rig.until(lambda: rig.processes(uuid) == 2, "a restart")
     rig.running("web")
+    rig.lab.hosts[2].cut()
+    rig.until(lambda: rig.state("hv", "h3") == "Unreachable", "a host to be silent")
     rig.plane.roll_back("before")
     rig.until(lambda: rig.condition("vm", "web", "RestartRequired").get("status") == "True", "it", RESYNC_SECONDS)
     assert "memory: 96 MiB running, 64 MiB wanted" in rig.status("vm", "web")["pendingChanges"]
     assert rig.processes(uuid) == 2
-    rig.lab.hosts[2].cut()
-    rig.until(lambda: rig.state("hv", "h3") == "Unreachable", "a host to be silent")
     host.kill_qemu(uuid)
     rig.until(lambda: rig.reason("vm", "web") == "StoreBehind", "the VM to be told of as set back")
     rig.stays(lambda: rig.processes(uuid) == 2, "nothing is started", 3)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -115,6 +117,92 @@ async def test_a_host_said_to_be_off_that_answers_is_not_believed_to_be_off(worl
     await world.settle(300)
     assert world.process("web") is process
     assert reason(world, host.name, "hv") == "OutOfServiceButAnswering"
+
+
+@pytest.mark.parametrize("silent", [0, 3, 60])
+@in_world()
+async def test_a_host_that_answered_after_it_was_said_to_be_off_is_not_given_up_by_the_next_operator(
+    world: World, silent: int
+) -> None:
+    host = world.hosts[await running(world)]
+    process = world.process("web")
+    since = world.api.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.edit("hv", host.name, outOfService={"since": since, "evidence": "PoweredOff"})
+    await world.settle(300)
+    world.kill()
+    if silent:
+        host.cut()
+    world.start()
+    await world.settle(silent or 0.01)
+    host.restore()
+    await world.settle(60)
+    assert list(world.ledger.alive) == [process]
+    assert reason(world, host.name, "hv") == "OutOfServiceButAnswering"
+
+
+@in_world()
+async def test_a_host_that_is_said_to_be_off_later_is_not_given_up(world: World) -> None:
+    host = world.hosts[await running(world)]
+    process = world.process("web")
+    since = (world.api.now() + timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.edit("hv", host.name, outOfService={"since": since, "evidence": "PoweredOff"})
+    await world.settle(300)
+    host.cut()
+    await world.settle(3 * 3600)
+    assert list(world.ledger.alive) == [process]
+    assert reason(world, host.name, "hv") == "OutOfServiceButAnswering"
+
+
+@in_world()
+async def test_a_host_said_to_be_off_from_a_time_to_come_is_given_up_then(world: World) -> None:
+    host = world.hosts[await running(world)]
+    host.power_off()
+    await world.settle(120)
+    since = (world.api.now() + timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.edit("hv", host.name, outOfService={"since": since, "evidence": "PoweredOff"})
+    await world.settle(280)
+    assert (world.process("web"), reason(world, host.name, "hv")) == (None, "OutOfServiceLater")
+    await world.running("web", 120)
+    assert world.host_of("web") is not host
+
+
+@in_world()
+async def test_a_hypervisor_with_a_dead_address_does_not_hide_the_one_that_sees_its_host(world: World) -> None:
+    host = world.hosts[await running(world, placement={"host": "h1"})]
+    process = world.process("web")
+    world.edit("vm", "web", placement=None)
+    world.addresses["qemu+tcp://h1new/system"] = world.addresses.pop("qemu+tcp://h1/system")
+    host.restart_daemon()
+    await world.settle(120)
+    spec = dict((world.get("hv", "h1") or {})["spec"])
+    world.apply("hv", "h1new", spec | {"uri": "qemu+tcp://h1new/system"})
+    await world.settle(120)
+    since = world.api.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.edit("hv", "h1", outOfService={"since": since, "evidence": "Destroyed"})
+    await world.settle(300)
+    assert list(world.ledger.alive) == [process]
+    world.delete("hv", "h1")
+    await world.run_until(lambda: world.ready("web"), 700)
+    assert list(world.ledger.alive) == [process]
+
+
+@in_world()
+async def test_a_vm_is_not_started_elsewhere_because_somebody_removed_the_hypervisor_it_runs_on(world: World) -> None:
+    host = world.hosts[await running(world)]
+    other = next(each for each in world.hosts.values() if each is not host)
+    process = world.process("web")
+    host.cut()
+    await world.settle(120)
+    world.edit("hv", host.name, metadata={"finalizers": None})
+    world.delete("hv", host.name)
+    await world.settle(60)
+    world.invariants.protocol = False
+    copy = ElementTree.tostring(host.definitions()[world.uuid("web")], encoding="unicode")
+    await other.define(copy)  # by hand, our mark with it
+    await world.settle(600)
+    assert list(world.ledger.alive) == [process]
+    assert reason(world) == "HypervisorMissing"
+    assert {each["hypervisor"] for each in world.status("web")["candidates"]} == set(world.hosts)
 
 
 @in_world()
@@ -371,6 +459,28 @@ async def test_a_pool_that_is_not_mounted_gets_no_second_disk(world: World) -> N
     await world.running("web", 700)
     await world.rest()
     assert host.definitions()
+
+
+@in_world()
+async def test_a_pool_that_is_not_mounted_gets_no_second_disk_for_a_vm_without_its_status(world: World) -> None:
+    await running(world, deletionPolicy="Release")
+    world.edit("vm", "web", runStrategy="Halted")
+    await world.run_until(lambda: not world.process("web"))
+    spec, uuid = (world.get("vm", "web") or {})["spec"], world.uuid("web")
+    world.delete("vm", "web")
+    await world.gone("web")
+    shared, empty = world.storages["shared"], world._storage("mount-point", locks=False)
+    for each in world.hosts.values():
+        each.pools["shared"].mount(empty)
+        each.pools["shared"].refresh()
+    world.invariants.protocol = False
+    world.apply("vm", "web", spec | {"domainUUID": uuid, "takeover": "PreviousIncarnation", "runStrategy": "Always"})
+    await world.settle(600)
+    assert not empty.files
+    assert reason(world) == "DiskMissing"
+    for each in world.hosts.values():
+        each.pools["shared"].mount(shared)
+    await world.running("web", 700)
 
 
 @in_world()

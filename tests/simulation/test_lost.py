@@ -48,3 +48,38 @@ async def test_a_start_that_broke_off_beside_a_lost_process_does_not_have_the_vm
         world.edit("vm", "web", confirmedOff={"host": host.name, "since": since})
     await world.gone("web", 700)
     assert [*said] == ([] if survivor.ended else [f"the finalizer of web was removed while {host.name} runs it"])
+
+
+@in_world(locks=True)
+async def test_an_edit_of_the_disks_does_not_take_away_the_lock_that_refuses_a_second_process(world: World) -> None:
+    host = world.hosts[await running(world)]
+    survivor = host.lose_record(world.uuid("web"))
+    assert survivor is not None
+    world.edit("vm", "web", disks=[{"name": "other", "pool": "shared", "size": "1Gi"}])
+    await world.settle(1800)
+    assert not survivor.ended
+    assert list(world.ledger.alive) == [survivor]
+    survivor.kill()
+    await world.running("web", 700)
+
+
+@in_world(locks=True)
+async def test_a_process_that_was_started_by_hand_is_not_deleted_under_when_its_record_is_lost(world: World) -> None:
+    disk = {"name": "root", "pool": "shared", "size": "1Gi", "deletionPolicy": "Delete"}
+    host, uuid = world.hosts[await running(world, disks=[disk], runStrategy="Manual")], world.uuid("web")
+    process = world.process("web")
+    assert process is not None
+    process.power_off()
+    await world.run_until(lambda: reason(world) == "NotRequested", 120)
+    await world.settle(60)
+    await host.create(uuid, paused=False)
+    await world.settle(120)
+    survivor = host.lose_record(uuid)
+    assert survivor is not None
+    await world.settle(60)
+    world.delete("vm", "web")
+    await world.settle(1800)
+    assert not survivor.ended
+    assert uuid in host.records and world.storages["shared"].files
+    survivor.kill()
+    await world.gone("web", 700)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +35,24 @@ def test_that_a_process_may_be_left_is_on_record_before_anything_is_started_besi
     assert isinstance(then, act.Mark if meta else act.Start)
 
 
+def test_a_definition_with_other_disks_is_made_after_a_start_of_the_old_one_was_not_refused() -> None:
+    rescue = {"name": "rescue", "pool": "fast", "source": {"type": "Volume", "volume": {"name": "v", "format": "raw"}}}
+    volumes = {"default": VOLUMES["default"] | {"v"}}
+    edited = settled({"disks": [rescue]}, LOST, generation=4)
+    ran_from = domain(settled(DISKS))
+
+    def step(**seen: Any) -> Any:
+        return decide(edited, view(host("a", Present(replace(ran_from, **seen)), volumes=volumes)), NOW).action
+
+    probe = step()
+    assert isinstance(probe, act.Mark)
+    assert probe.owner.probe
+    assert step(owner=probe.owner) == step(owner=probe.owner, reason="Failed") == act.Start("a", UID, paused=True)
+    began = {"state": "Paused", "reason": "User", "owner": probe.owner, "live_owner": probe.owner}
+    assert step(**began) == act.Destroy("a", UID)
+    assert isinstance(step(owner=probe.owner, reason="Destroyed"), act.Define)
+
+
 def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() -> None:
     there = Present(domain(settled(DISKS)))
     moved = settled({"placement": {"host": "b"}, **DISKS}, LOST)
@@ -63,6 +82,22 @@ def test_a_start_that_came_to_nothing_beside_a_lost_process_does_not_have_it_for
         seen = report.status(going, known, decide(going, known, NOW), NOW).domain
         assert seen is not None
         assert seen.reason == "RecordLost"
+
+
+def test_a_start_by_hand_takes_back_the_mark_that_it_went_off() -> None:
+    """Else a libvirtd that lost its record of that process would be believed."""
+    metas: list[dict[str, Any]] = [{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}]
+    for meta in metas:
+        for strategy in ("Manual", "Halted"):
+            ran = settled({**DISKS, "runStrategy": strategy}, RAN, **meta)
+            off = owner(ran, off="Shutdown")
+            by_hand = domain(ran, state="Running", reason="Booted", owner=off, live_owner=off)
+            mark = decide(ran, view(host("a", Present(by_hand))), NOW).action
+            assert mark == act.Mark("a", UID, replace(off, off=None))
+            marked = replace(by_hand, owner=replace(off, off=None))
+            assert not isinstance(decide(ran, view(host("a", Present(marked))), NOW).action, act.Mark)
+            lost = decide(ran, view(host("a", Present(domain(ran, owner=replace(off, off=None))))), NOW)
+            assert (lost.action, lost.say.reason) == (None, "RecordLost")
 
 
 def test_a_probe_that_is_refused_proves_nothing() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from homeostat.api import actions as act
-from homeostat.api.observed import Answer, Present, Traits, Unknown
+from homeostat.api.observed import Absent, Answer, Present, Traits, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
-from homeostat.decide.view import Decision, HostView
+from homeostat.decide import report
+from homeostat.decide.view import Decision, HostView, Say
 from homeostat.decide.vm import decide
 from tests.unit import test_decide_vm as vms
 from tests.unit.planning import NOW, host, machine, running, spec
@@ -136,3 +137,17 @@ def test_one_whose_process_may_be_left_is_looked_for_first() -> None:
     mark = step(vm, Present(vms.domain(vm)), status=lost).action
     assert isinstance(mark, act.Mark)
     assert mark.owner.probe
+
+
+@pytest.mark.parametrize("strategy", ["RerunOnFailure", "Manual"])
+def test_that_it_is_to_run_again_outlasts_its_definition(strategy: str) -> None:
+    vm = evacuated(runStrategy=strategy)
+    status = GOING | {"domain": {"state": "Running", "reason": "Booted", "request": ""}}
+    seen = told(vm, vm.status.wire() | status)
+    prepared = Present(vms.domain(vm, reason="Shutdown", owner=vms.owner(vm, was="Shutdown")))
+    for answer, action in ((prepared, act.Start), (Absent(), act.RecordCandidates | act.Define), (prepared, act.Start)):
+        here = vms.view(host("a", answer, **VOLUMES))
+        decision = decide(seen, here, NOW)
+        assert isinstance(decision.action, action)
+        after = report.status(seen, here, replace(decision, say=Say("Starting")), NOW).wire()
+        seen = told(vm, vm.status.wire() | after)

@@ -11,11 +11,12 @@ import pytest
 from homeostat.api import reasons
 from homeostat.api.hypervisor import Hypervisor
 from homeostat.api.meta import Condition
-from homeostat.api.observed import HostAnswer, HostFacts
+from homeostat.api.observed import HostAnswer, HostFacts, Present
 from homeostat.api.virtualmachine import VirtualMachine, VirtualMachineStatus
 from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import report
 from homeostat.decide.view import Decision, Say, VMView
+from tests.unit import test_decide_vm as vms
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, 900_000, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -68,3 +69,28 @@ def test_a_status_is_as_old_as_its_state_and_reason_and_does_not_change_with_tim
     assert first.since == NOW.replace(microsecond=0)
     other = "Halted" if reason != "Halted" else "NoRoom"
     assert said(other, LATER, first).since == LATER.replace(microsecond=0)
+
+
+def test_what_a_host_or_a_guest_says_at_length_does_not_keep_the_status_from_being_written() -> None:
+    kernel = {"pool": "fast", "kernel": "k"}
+    disk = {"name": "root", "pool": "fast", "size": "1Gi"}
+    ran, edited = (
+        vms.settled({"disks": [disk], "boot": {"type": "Kernel", "kernel": kernel | {"commandLine": letter * 600}}})
+        for letter in "ab"
+    )
+    chain = (("ua-disk-root", ("/pool/" + "d" * 4000,) * 100),)
+    mark = vms.owner(ran, request="r" * 100)
+    there = vms.domain(ran, state="Running", reason="Booted", live_owner=mark, chains=chain)
+    mac = "52:54:00:00:00:01"
+    long = (
+        ("n" * 64, mac, "10.0.0.1"),
+        ("eth1", mac, "1" * 65),
+        ("eth2", "f" * 18, "10.0.0.2"),
+        ("eth3", mac, "fe80::1"),
+    )
+    seen = vms.view(vms.host("a", Present(there)), addresses=long)
+    status = report.status(edited, seen, Decision(Say("Running")), NOW)
+    assert VirtualMachineStatus.model_validate(status.wire())
+    assert [len(line) for line in status.pending_changes] == [1024]
+    assert [len(path) for path in status.disks[0].chain] == [1024] * 64
+    assert [(len(each.interface or ""), each.ip) for each in status.addresses] == [(63, "10.0.0.1"), (4, "fe80::1")]

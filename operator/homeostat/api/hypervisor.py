@@ -333,7 +333,8 @@ class HypervisorStatus(Model):
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16), map_by("type")] = ()
     """Ready, and each aspect of it, with sentences."""
     last_heard: Time | None = None
-    """When the host last answered, written when it stops answering: spec.outOfService is valid only from then on."""
+    """When the host last answered, written when it stops answering or voids spec.outOfService, which is valid only from
+    then on."""
     hostname: Line | None = None
     """The name the host gives itself."""
     libvirt_version: Word | None = None

@@ -93,8 +93,13 @@ def _whole_second(value: object) -> datetime:
     return value.astimezone(UTC).replace(microsecond=0)
 
 
+def clipped(text: str, most: int) -> str:
+    """The text, with an ellipsis for what is too much of it: at most so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def _clip(value: object) -> object:
-    return value[: MAX_MESSAGE - 1] + "…" if isinstance(value, str) and len(value) > MAX_MESSAGE else value
+    return clipped(value, MAX_MESSAGE) if isinstance(value, str) else value
 
 
 # Whole seconds, so that what is compared is what is written: a time that differs by less causes no write.

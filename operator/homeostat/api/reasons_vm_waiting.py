@@ -33,8 +33,8 @@ VM_WAITING: dict[str, Reason] = {
         "Unknown",
         "Unknown",
         "Host",
-        "The VM is being deleted but a host where it may be does not answer.",
-        "When the host answers, the VM is removed from it and the object goes.",
+        "The VM is being deleted but a host where it may be does not say that nothing of it is left.",
+        "When the host does, the object goes; what is the VM's there is removed before.",
         "Repair the host; or set spec.outOfService of the Hypervisor when it is certainly off; or name it in "
         "spec.abandonHosts of the VM: what is there is then left behind, and disks are retained.",
     ),
@@ -71,7 +71,7 @@ VM_WAITING: dict[str, Reason] = {
         "Unknown",
         "Hosts",
         "A host knows a newer generation of this VM than the API server: its store was rolled back.",
-        "Nothing is started until every Hypervisor has answered.",
+        "Nothing is started or stopped until every Hypervisor has answered; then the spec counts as it is.",
         "Look at the spec: edits made after the backup are lost.",
     ),
     "RecordLost": Reason(
@@ -299,6 +299,15 @@ VM_WAITING: dict[str, Reason] = {
         "Nothing is started.",
         "Set spec.managedSave {host, action: Restore | Discard}.",
     ),
+    "ManagedSaveOld": Reason(
+        "Stopped",
+        "False",
+        "False",
+        "Person",
+        "A host has a managed-save image from before the VM was seen on another: its memory is older than the disks.",
+        "Nothing is started.",
+        "Set spec.managedSave to Discard it; if it is the one to go on with, remove spec.managedSave and set it again.",
+    ),
     "PausedOnIOError": Reason(
         "Paused",
         "False",
@@ -316,6 +325,35 @@ VM_WAITING: dict[str, Reason] = {
         "The guest's CPUs are stopped, and not by us.",
         "It stays paused: only what we paused is resumed by us.",
         "Resume it with virsh on the host, or restart the VM.",
+    ),
+    "PausedByJob": Reason(
+        "Paused",
+        "False",
+        "False",
+        "Job",
+        "The guest's CPUs are stopped for a job that we did not ask for: a migration, a save, a snapshot or a dump.",
+        "It is looked at again every few seconds.",
+        "If the host has no such job any more (`virsh domjobinfo`), resume the guest with virsh, or restart the VM "
+        "with a new spec.power.request.",
+        passing=True,
+    ),
+    "GuestSuspended": Reason(
+        "Paused",
+        "False",
+        "False",
+        "Guest",
+        "The guest has suspended itself: its CPUs are stopped until it is woken.",
+        "It stays so.",
+        "Wake it with `virsh dompmwakeup` on the host, or restart the VM with a new spec.power.request.",
+    ),
+    "GuestCrashed": Reason(
+        "Failed",
+        "False",
+        "False",
+        "Person",
+        "The guest has crashed, and its process was kept: its definition asks for that.",
+        "It stays so, for somebody to look at.",
+        "Restart the VM with a new spec.power.request when nobody needs it any more.",
     ),
     # Identity
     "ForeignDomain": Reason(

@@ -31,7 +31,7 @@ class DomainStatus(Model):
     state: Word | None = None
     """The state that libvirt shows."""
     reason: Word | None = None
-    """The reason that libvirt gives for it."""
+    """The reason that libvirt gives for it; of one that is off, or gone, how it went off, which libvirt forgets."""
     since: Time | None = None
     """When it was first seen in this state."""
     uuid: UUID | None = None

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Literal, cast
 
 from homeostat.api import reasons
@@ -44,20 +44,27 @@ class Claims:
     known: frozenset[str]
 
 
-def verdict(hypervisor: Hypervisor, answer: HostAnswer, twins: Iterable[str], *, holds: int = 0) -> tuple[str, str]:
-    """(reason, details) of a Hypervisor: a row of reasons.HYPERVISOR and the sentence of this case."""
+def verdict(
+    hypervisor: Hypervisor, answer: HostAnswer, twins: Iterable[str], *, holds: int = 0, now: datetime | None = None
+) -> tuple[str, str]:
+    """(reason, details) of a Hypervisor: a row of reasons.HYPERVISOR and the sentence of this case.
+
+    Without `now`, here and below, spec.outOfService is taken to have begun.
+    """
     others = sorted(twins)
     if hypervisor.metadata.deleting:
         return ("Deleting", f"it still holds {holds} VMs") if holds else ("Released", "")
     if others:
         return "DuplicateHost", f"Hypervisor {others[0]} has host UUID {pinned(hypervisor, answer)} too"
-    if (void := void_declaration(hypervisor, answer)) is not None:
+    if (void := void_declaration(hypervisor, answer, now)) is not None:
         return "OutOfServiceButAnswering", void
-    if released(hypervisor, answer):
+    if released(hypervisor, answer, now):
         out = hypervisor.spec.out_of_service
-        return "OutOfService", f"declared {out.evidence} since {out.since:%Y-%m-%dT%H:%M:%SZ}" if out else ""
+        return "OutOfService", f"declared {out.evidence} since {rfc3339(out.since)}" if out else ""
     if answer.reachable is None:
         return "Connecting", f"at {hypervisor.spec.uri}"
+    if not answer.reachable and (start := begins(hypervisor, now)) is not None:
+        return "OutOfServiceLater", f"spec.outOfService.since is {rfc3339(start)}; {answer.message}"
     if not answer.reachable:
         return answer.reason if answer.reason in UNREACHABLE else "Unreachable", answer.message
     return _unfit(hypervisor, answer.facts) or (_OPEN[hypervisor.spec.maintenance], "")
@@ -81,25 +88,48 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def void_declaration(hypervisor: Hypervisor, answer: HostAnswer) -> str | None:
-    """Why spec.outOfService is void: the host was heard from after it was declared.
+def void_declaration(hypervisor: Hypervisor, answer: HostAnswer, now: datetime | None = None) -> str | None:
+    """Why spec.outOfService is void: the host was heard from after it was declared, or answers before it begins.
 
     None when it is valid or not set.
     """
     out = hypervisor.spec.out_of_service
     heard = _heard(hypervisor, answer)
-    if out is None or heard is None or heard <= out.since:
+    if out is None:
         return None
-    return f"declared since {out.since:%Y-%m-%dT%H:%M:%SZ}, and it answered after that"
+    if answer.reachable and begins(hypervisor, now) is not None:
+        return f"declared since {rfc3339(out.since)}, which is yet to come, and it answers"
+    if heard is None or heard <= out.since:
+        return None
+    return f"declared since {rfc3339(out.since)}, and it answered after that"
 
 
-def released(hypervisor: Hypervisor, answer: HostAnswer) -> bool:
-    """Whether a person vouches that nothing runs on the host, and nothing was heard that says otherwise."""
+def released(hypervisor: Hypervisor, answer: HostAnswer, now: datetime | None = None) -> bool:
+    """Whether a person vouches that nothing runs on the host, and nothing was heard that says otherwise.
+
+    A host that was not asked yet is not silent: an attempt has to have failed.
+    """
     return (
         hypervisor.spec.out_of_service is not None
-        and not answer.reachable
-        and void_declaration(hypervisor, answer) is None
+        and answer.reachable is False
+        and begins(hypervisor, now) is None
+        and void_declaration(hypervisor, answer, now) is None
     )
+
+
+def begins(hypervisor: Hypervisor, now: datetime | None) -> datetime | None:
+    """When spec.outOfService begins, if that is yet to come: nobody can know what will not run then."""
+    out = hypervisor.spec.out_of_service
+    return out.since if out is not None and now is not None and out.since > now else None
+
+
+def together(answers: Iterable[HostAnswer]) -> HostAnswer:
+    """What is heard of a host by way of all its Hypervisors: the first one's words, silent if none of them answers."""
+    every = list(answers)
+    reach = {answer.reachable for answer in every}
+    heard = [answer.heard for answer in every if answer.heard is not None]
+    reachable = True if True in reach else None if None in reach else False
+    return replace(every[0], reachable=reachable, heard=max(heard, default=None))
 
 
 def silent_since(hypervisor: Hypervisor) -> datetime | None:
@@ -111,6 +141,37 @@ def silent_since(hypervisor: Hypervisor) -> datetime | None:
 def _heard(hypervisor: Hypervisor, answer: HostAnswer) -> datetime | None:
     times = [time for time in (answer.heard, hypervisor.status.last_heard) if time is not None]
     return max(times) if times else None
+
+
+def _last_heard(hypervisor: Hypervisor, answer: HostAnswer, now: datetime) -> datetime | None:
+    """What is to be remembered of when the host answered: the time when it fell silent, or that a declaration is void.
+
+    What makes one void is written while the host still answers: a restart forgets when that was. A time to come is
+    left from a declaration that began later than now, and is taken back with it.
+    """
+    out = hypervisor.spec.out_of_service
+    heard = hypervisor.status.last_heard if answer.reachable else _heard(hypervisor, answer)
+    past = min(heard, now) if heard is not None else None
+    if out is None or void_declaration(hypervisor, answer, now) is None:
+        return past
+    after = out.since + timedelta(seconds=1)  # times on record are whole seconds
+    return max(past, after) if past is not None else after
+
+
+def judged_in(
+    hypervisor: Hypervisor, answer: HostAnswer, remembered: datetime | None, now: datetime, lists: float
+) -> float | None:
+    """In how many seconds spec.outOfService is to be judged anew; None: nothing changes by time.
+
+    When it begins; and while the host answers and that is not `remembered`, after the next list (`lists` seconds).
+    """
+    out = hypervisor.spec.out_of_service
+    if out is None or (remembered is not None and remembered > out.since):
+        return None
+    if answer.reachable:
+        return lists
+    start = begins(hypervisor, now)
+    return (start - now).total_seconds() if start is not None else None
 
 
 def closed(reason: str, details: str) -> tuple[str, str] | None:
@@ -125,9 +186,18 @@ def starts_blocked(reason: str, details: str) -> tuple[str, str] | None:
 
 
 def status(
-    hypervisor: Hypervisor, answer: HostAnswer, said: tuple[str, str], claims: Claims, cluster: str, now: datetime
+    hypervisor: Hypervisor,
+    answer: HostAnswer,
+    said: tuple[str, str],
+    claims: Claims,
+    cluster: str,
+    now: datetime,
+    together: HostAnswer | None = None,
 ) -> HypervisorStatus:
-    """The Hypervisor's whole status. What an unreachable host said last stays."""
+    """The Hypervisor's whole status. What an unreachable host said last stays.
+
+    `together` is what is heard of its host by way of all Hypervisors that name it, when there are more.
+    """
     (reason, details), old, facts = said, hypervisor.status, answer.facts if answer.reachable else None
     row = reasons.HYPERVISOR[reason]
     since = old.since if old.since and (old.state, old.reason) == (row.state, reason) else now
@@ -142,7 +212,7 @@ def status(
         since=since,
         next=row.next,
         conditions=_conditions(hypervisor, answer, (reason, details), since, now),
-        last_heard=old.last_heard if answer.reachable else answer.heard or old.last_heard,
+        last_heard=_last_heard(hypervisor, together or answer, now),
         hostname=facts.hostname if facts else old.hostname,
         libvirt_version=facts.libvirt_version if facts else old.libvirt_version,
         qemu_version=facts.qemu_version if facts else old.qemu_version,

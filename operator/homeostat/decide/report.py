@@ -8,23 +8,24 @@ from datetime import datetime, timedelta
 from typing import Literal, cast
 
 from homeostat.api import reasons
-from homeostat.api.meta import Condition, condition, rfc3339, set_condition
+from homeostat.api.meta import Condition, clipped, condition, rfc3339, set_condition
 from homeostat.api.migration_policy import MigrationInFlight
 from homeostat.api.observed import ACTIVE_STATES, RUNNING_STATES, Domain, DomainConfig, Unknown
 from homeostat.api.virtualmachine import (
     Address,
-    DiskStatus,
     DomainStatus,
     StartFailures,
     VirtualMachine,
     VirtualMachineStatus,
 )
-from homeostat.decide import backoff, migratable, runstrategy, wanted
+from homeostat.decide import backoff, migratable, runstrategy, vm_disks, wanted
 from homeostat.decide.view import Decision, HostView, VMView
 from homeostat.decide.whereabouts import Whereabouts, foreignness, locate
 
 Truth = Literal["True", "False", "Unknown"]
 MAX_PENDING, MAX_ADDRESSES = 32, 64
+WORD, LINE, IP, MAC = 63, 1024, 64, 17
+"""The most characters of fields whose contents come from a host, or from within a guest."""
 
 
 def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) -> VirtualMachineStatus:
@@ -43,7 +44,7 @@ def status(vm: VirtualMachine, view: VMView, decision: Decision, now: datetime) 
         domain=_domain(vm, host, domain, where, now),
         conditions=_conditions(vm, view, decision, where, pending, since, now),
         addresses=_addresses(vm, view, domain),
-        disks=_disks(vm, host, domain),
+        disks=vm_disks.shown(vm, host, domain) if host and domain else old.disks,
         start_failures=_failures(vm, decision, now),
         machine_type=_canonical(domain, old.machine_type),
         cpu_model=_cpu_model(domain, old.cpu_model),
@@ -102,24 +103,31 @@ def _domain(
     """The domain as last observed: a host that does not answer adds nothing to what was seen of it."""
     old = vm.status.domain
     if domain is None or host is None:
-        return (
-            old
-            if old is None or where.blind or old.state == "Absent"
-            else _domain_status(old, "Absent", "-", old.uuid, old.request, now)
-        )
+        if old is None or where.blind or old.state == "Absent":
+            return old
+        way = runstrategy.way_gone(vm)
+        return _domain_status(old, "Absent", way if way != "Unknown" else "-", old.uuid, old.request, now)
     if old is not None and old.reason == "RecordLost" and domain.active and domain.reason == "StartingUp":
         return old  # a start that is not over has not shown yet that no lock is in its way
-    reason = "RecordLost" if runstrategy.maybe_running(vm, domain, host.name) else domain.reason
+    reason = "RecordLost" if runstrategy.maybe_running(vm, domain, host.name) else _reason(vm, domain)
     state = "Unknown" if reason == "RecordLost" else domain.state
     return _domain_status(old, state, reason, domain.uuid, _request(old, domain), now)
 
 
+def _reason(vm: VirtualMachine, domain: Domain) -> str:
+    """Libvirt's reason, and of a domain that is off the way it went, which libvirt forgets."""
+    way = domain.reason if domain.active else runstrategy.way_off(vm, domain)
+    return way if way in runstrategy.WAYS_OFF else domain.reason
+
+
 def _request(old: DomainStatus | None, domain: Domain) -> str | None:
     """The request of a process that was seen; a definition alone proves no process."""
+    if domain.active and domain.reason == "StartingUp":
+        return old.request if old else None  # a start that can fail yet
     if domain.active:
-        return domain.live_owner.request if domain.live_owner else ""
+        return clipped(domain.live_owner.request, WORD) if domain.live_owner else ""
     if domain.owner is not None and domain.owner.off:
-        return domain.owner.request
+        return clipped(domain.owner.request, WORD)
     return old.request if old else None
 
 
@@ -132,43 +140,20 @@ def _domain_status(
     )
 
 
-def _disks(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -> tuple[DiskStatus, ...]:
-    """The disks that a definition has shown to exist; what was seen once stays on record."""
-    if host is None or domain is None:
-        return vm.status.disks
-    chains, old = dict(domain.chains), {disk.name: disk for disk in vm.status.disks}
-    config = domain.live or domain.inactive
-    there = {disk.alias for disk in config.disks} if config else set()
-    rows = []
-    for disk in vm.spec.disks:
-        alias, pool = f"ua-disk-{disk.name}", wanted.find_pool(host.spec, disk.pool)
-        if alias not in there or pool is None:
-            rows += [old[disk.name]] if disk.name in old else []
-            continue
-        rows.append(
-            DiskStatus(
-                name=disk.name,
-                alias=alias,
-                volume=wanted.volume_name(vm, disk),
-                pool=disk.pool,
-                storage=wanted.storage_of(pool, host.host_uuid),
-                chain=chains.get(alias, ()),
-            )
-        )
-    return tuple(rows)
-
-
 def _addresses(vm: VirtualMachine, view: VMView, domain: Domain | None) -> tuple[Address, ...]:
-    """The guest's addresses but for those of its loopback, under the names the spec gives its interfaces."""
+    """The guest's addresses but for those of its loopback, under the names the spec gives its interfaces.
+
+    It is the guest who says them: what is no address by its length is left out.
+    """
     if domain is None or not domain.active:
         return ()
     if not view.addresses:
         return vm.status.addresses
     names = {wanted.mac_address(vm, nic): nic.name for nic in vm.spec.interfaces}
     rows = [
-        Address(interface=names.get(mac.lower(), name), ip=ip, mac=mac or None)
+        Address(interface=names.get(mac.lower(), clipped(name, WORD)), ip=ip, mac=mac or None)
         for name, mac, ip in view.addresses
-        if name != "lo"
+        if name != "lo" and len(ip) <= IP and len(mac) <= MAC
     ]
     return tuple(rows[:MAX_ADDRESSES])
 
@@ -200,7 +185,8 @@ def _pending(vm: VirtualMachine, host: HostView | None, domain: Domain | None) -
         return []
     if wanted.unsuited(vm, host) is not None or wanted.unlocated(vm, host) is not None:
         return []
-    return wanted.differences(domain.live, _expanded(wanted.config(vm, host, domain), domain.live))
+    lines = wanted.differences(domain.live, _expanded(wanted.config(vm, host, domain), domain.live))
+    return [clipped(line, LINE) for line in lines]
 
 
 def _expanded(config: DomainConfig, live: DomainConfig) -> DomainConfig:

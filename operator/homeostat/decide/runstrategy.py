@@ -43,11 +43,23 @@ def stays(vm: VirtualMachine) -> bool:
 def way_off(vm: VirtualMachine, domain: Domain) -> str:
     """How the domain's last process ended: what we recorded when we saw it, else for what we ended it, else libvirt's.
 
-    That the guest is asked to power off for an evacuation is on record before it is asked.
+    That the guest is asked to power off for an evacuation is on record before it is asked, and stays so until another
+    process is seen, or how it ended.
     """
     if domain.owner and domain.owner.off:
         return domain.owner.off
-    return EVACUATED if vm.status.reason == "Evacuating" else domain.reason
+    untold = domain.reason in (*UNTOLD, domain.owner.was if domain.owner else None)
+    evacuated = vm.status.reason == "Evacuating" or (untold and way_gone(vm) == EVACUATED)
+    return EVACUATED if evacuated else domain.reason
+
+
+def way_gone(vm: VirtualMachine) -> str:
+    """How the last process ended of a VM whose definition is gone, by its status; Unknown when that does not say."""
+    seen, known = vm.status.domain, {"Evacuating": EVACUATED, "Evacuated": EVACUATED, "Finished": "Shutdown"}
+    if (way := known.get(vm.status.reason or "")) is not None:
+        return way
+    off = seen is not None and seen.state in ("Shutoff", "Absent")
+    return seen.reason if seen and off and seen.reason in WAYS_OFF else "Unknown"
 
 
 def served(vm: VirtualMachine, domain: Domain | None) -> bool:
@@ -72,17 +84,9 @@ UNTOLD = ("Unknown", "Failed")
 
 
 def ran(vm: VirtualMachine, request: str) -> bool:
-    """Whether status says that a process of this request was seen."""
+    """Whether status says that a process of this request was seen: it has no other request."""
     seen = vm.status.domain
-    return (
-        seen is not None
-        and seen.request == request
-        and (
-            seen.state in ACTIVE_STATES
-            or seen.reason == "RecordLost"
-            or seen.reason in ("Shutdown", "Crashed", "Destroyed")
-        )
-    )
+    return seen is not None and seen.request == request
 
 
 def maybe_running(vm: VirtualMachine, domain: Domain, host: str) -> bool:

@@ -16,9 +16,11 @@ from homeostat.api.observed import RUNNING_STATES
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import placement, runstrategy, wanted
 from homeostat.decide.view import Decision, HostView, Say, VMView
+from homeostat.decide.vm_behind import catch_up
 from homeostat.decide.vm_case import Case, listed, only, record
 from homeostat.decide.vm_definition import define, mark_own
 from homeostat.decide.vm_deleting import delete
+from homeostat.decide.vm_disks import known
 from homeostat.decide.vm_off import at_rest, no_start, off
 from homeostat.decide.vm_retry import backing_off
 from homeostat.decide.vm_running import running
@@ -29,7 +31,8 @@ from homeostat.decide.whereabouts import Place, blindness, candidate_of, foreign
 
 def decide(vm: VirtualMachine, view: VMView, now: datetime) -> Decision:
     """The next step for this VM."""
-    case = Case(vm, view, locate(vm, view), now)
+    where = locate(vm, view)
+    case = Case(known(vm, where.ours), view, where, now)
     if vm.metadata.annotations.get(RECONCILE_ANNOTATION) == "disabled":
         return Decision(Say("DeletingDisabled" if vm.metadata.deleting else "ReconcileDisabled"))
     if view.migration is not None:
@@ -50,8 +53,8 @@ def _nowhere(case: Case) -> Decision:
         return Decision(foreignness(where))
     if where.blind:
         return Decision(blindness(where))
-    served = runstrategy.served(vm, None)
-    if not runstrategy.starts(vm.spec.run_strategy, "Unknown", served=served, power_state=vm.spec.power.state):
+    served, went = runstrategy.served(vm, None), runstrategy.way_gone(vm)
+    if not runstrategy.starts(vm.spec.run_strategy, went, served=served, power_state=vm.spec.power.state):
         return Decision(at_rest(vm))
     if (wait := backing_off(case, "StartFailed")) is not None:
         return wait
@@ -77,13 +80,15 @@ def _target(case: Case) -> HostView | Say:
 
 def _here(case: Case, place: Place) -> Decision:
     """One host has it: the candidates are narrowed to that host, it gets our mark, then it runs or is off."""
-    narrower = len(case.vm.status.candidates) > 1 and not case.where.blind
+    narrower = len(case.vm.status.candidates) > 1 and not (case.where.blind or case.where.foreign)
     if narrower or not listed(case.vm, place.host):
         return record(case, [place.host])
     if FINALIZER not in case.vm.metadata.finalizers:
         return Decision(Say("Accepted"), act.AddFinalizer())
     if (mark := mark_own(case, place)) is not None:
         return mark
+    if (behind := catch_up(case, place)) is not None:
+        return behind
     return running(case, place) if place.domain.active else off(case, place)
 
 

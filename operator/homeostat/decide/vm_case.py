@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from homeostat.api import actions as act
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.view import Decision, HostView, Look, Say, VMView
-from homeostat.decide.whereabouts import Whereabouts, candidate_of, host_of, may_be_anywhere
+from homeostat.decide.whereabouts import Whereabouts, blindness, candidate_of, host_of, may_be_anywhere, unproved
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,26 @@ def only(vm: VirtualMachine, host: HostView) -> bool:
 
 
 def record(case: Case, hosts: list[HostView]) -> Decision:
-    """Write the candidates. What is left out of a list needs proof, asked for now, that the VM is not there."""
+    """Write the candidates. What is left out of a list needs proof, asked for now, that the VM is not there.
+
+    A host where it may be and that cannot be told in a row (it has no identity yet, or a row of its name says another)
+    is waited for.
+    """
     if (case.vm.status.candidates or may_be_anywhere(case.vm)) and not case.view.fresh:
         return Decision(Say("Accepted"), look=Look(concerned(case, hosts[0])))
-    blind = {name for name, _ in case.where.blind}
-    kept = [host for host in case.view.hosts.values() if host.name in blind and host not in hosts]
-    entries = {host.host_uuid: candidate_of(host) for host in [*hosts, *kept] if host.host_uuid}
-    return Decision(Say("Accepted", f"on {hosts[0].name}"), act.RecordCandidates(tuple(entries.values())))
+    rows: dict[str, act.Candidate] = {}
+    for row in (*map(candidate_of, hosts), *unproved(case.vm, case.view), *_anywhere(case)):
+        rows.setdefault(row.host_uuid or row.hypervisor, row)
+    if case.where.blind and len({row.hypervisor for row in rows.values() if row.host_uuid}) < len(rows):
+        return Decision(blindness(case.where))
+    return Decision(Say("Accepted", f"on {hosts[0].name}"), act.RecordCandidates(tuple(rows.values())))
+
+
+def _anywhere(case: Case) -> Iterator[act.Candidate]:
+    """The hosts that cannot be asked, where the VM may be on any; one without identity that a row names has that."""
+    if not (may_be_anywhere(case.vm) or case.where.behind):
+        return
+    blind, named = {name for name, _ in case.where.blind}, {each.hypervisor for each in case.vm.status.candidates}
+    for host in case.view.hosts.values():
+        if host.name in blind and (host.host_uuid or host.name not in named):
+            yield candidate_of(host)

@@ -49,6 +49,14 @@ def mark_own(case: Case, place: Place) -> Decision | None:
     return None
 
 
+def not_off(case: Case, place: Place, say: Say) -> Decision | None:
+    """Take back the mark of how it went off: it runs, started by hand perhaps. libvirt may lose its record of that."""
+    domain, owner = place.domain, place.domain.owner
+    if not domain.persistent or owner is None or owner.off is None:
+        return None
+    return do(case, act.Mark(place.host.name, domain.uuid, replace(owner, off=None)), say, place.host)
+
+
 def kept(case: Case, domain: Domain | None) -> Owner:
     """Our mark as it is on this domain; a new one where there is none of ours."""
     vm, there = case.vm, domain.owner if domain else None

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from homeostat.api import actions as act
 from homeostat.api.meta import FINALIZER
 from homeostat.decide import runstrategy
 from homeostat.decide.view import Decision, Look, Say
+from homeostat.decide.vm_behind import catch_up
 from homeostat.decide.vm_case import Case, candidates, do, listed, record
+from homeostat.decide.vm_definition import not_off
 from homeostat.decide.vm_off import probe
-from homeostat.decide.vm_running import stop
+from homeostat.decide.vm_running import since, stop
 from homeostat.decide.vm_storage import remove_volumes
-from homeostat.decide.whereabouts import Place, blindness, may_be_anywhere
+from homeostat.decide.whereabouts import Place, abandoned, blindness, foreignness, may_be_anywhere
 
 
 def delete(case: Case) -> Decision:
@@ -23,18 +27,45 @@ def delete(case: Case) -> Decision:
         return Decision(Say("Deleting"), act.RemoveFinalizer())
     for place in where.ours:
         # Recorded before anything is removed: it says where the volumes are to be looked for afterwards.
-        return _remove(case, place) if listed(vm, place.host) else record(case, [each.host for each in where.ours])
+        return _remove(case, place) if listed(vm, place.host) else _recorded(case)
     if where.blind:
         return Decision(Say("DeletingWaits", blindness(where).detail))
+    if (stranger := _stranger(case)) is not None:
+        return Decision(stranger)
     return remove_volumes(case) or _seen_gone(case) or Decision(Say("Deleting"), act.RemoveFinalizer())
+
+
+def _stranger(case: Case) -> Say | None:
+    """A domain with the VM's UUID and without its mark, where it may be: perhaps its own, with its disks in use."""
+    hosts = candidates(case) or set(case.view.hosts)
+    found = [(place, whose) for place, whose in case.where.foreign if place.host.name in hosts]
+    found = [each for each in found if not abandoned(case.vm, each[0].host.name)]
+    if not found:
+        return None
+    detail = foreignness(replace(case.where, foreign=found)).detail
+    ways = "remove it; or set spec.takeover to have it removed with the VM; or spec.deletionPolicy Release to leave it"
+    return Say("DeletingWaits", f"{detail}, which is not touched: {ways}")
+
+
+def _recorded(case: Case) -> Decision:
+    step = record(case, [place.host for place in case.where.ours])
+    waits = step.action is None and step.look is None
+    return replace(step, say=Say("DeletingWaits", step.say.detail)) if waits else step
 
 
 def _remove(case: Case, place: Place) -> Decision:
     domain, host, say = place.domain, place.host, Say("Deleting")
+    if case.where.behind and case.where.blind:
+        return Decision(Say("DeletingWaits", blindness(case.where).detail))
+    if domain.active and (behind := catch_up(case, place)) is not None:
+        return behind
     if domain.active and domain.live_owner is not None and domain.live_owner.probe:
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
+    if domain.active and (mark := not_off(case, place, Say("DeletingStops"))) is not None:
+        return mark
     if domain.active:
-        return stop(case, place, Say("DeletingStops"), case.vm.metadata.deletion_timestamp or case.now)
+        # Not since it was deleted: its host may have been silent for long, and the guest was never asked.
+        return stop(case, place, Say("DeletingStops"), since(case, "DeletingStops"))
     if runstrategy.maybe_running(case.vm, domain, host.name):
         return probe(case, place)
     if domain.managed_save:

@@ -35,9 +35,10 @@ def off(case: Case, place: Place) -> Decision:
 def _start(case: Case, place: Place) -> Decision:
     """From off to running: every obstacle in turn, then the volumes, the definition, and in a later pass the start."""
     vm, domain, host = case.vm, place.domain, place.host
-    if (obstacle := no_start(case, host) or backing_off(case, "StartFailed")) is not None:
-        return obstacle
     survivor = runstrategy.maybe_running(vm, domain, host.name)
+    probing = survivor and domain.owner is not None and domain.owner.probe
+    if (obstacle := no_start(case, host) or backing_off(case, "RecordLost" if probing else "StartFailed")) is not None:
+        return obstacle
     if survivor and not runstrategy.lockable(domain):
         return _no_lock(host)
     if survivor and (first := _on_record(case, host)) is not None:
@@ -50,7 +51,8 @@ def _start(case: Case, place: Place) -> Decision:
     if (missing := storage(case, host)) is not None:
         return missing
     if not prepared(case, host, domain):
-        return define(case, host, domain, Say("Creating"))
+        # The disks of the definition it ran from are what refuses a start beside it; the new one may have none of them.
+        return probe(case, place) if survivor else define(case, host, domain, Say("Creating"))
     return do(case, act.Start(host.name, domain.uuid, paused=vm.spec.execution == "Paused"), Say("Starting"), host)
 
 

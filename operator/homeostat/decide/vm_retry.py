@@ -32,6 +32,18 @@ def backing_off(case: Case, reason: str) -> Decision | None:
     return Decision(Say(kept, status.start_failures.last_message or ""), requeue_after=left + 0.05)
 
 
+def undefinable(case: Case) -> Decision | None:
+    """Wait after a definition for a running process was refused: that ends the process no more than it starts one."""
+    failure, status = case.view.failure, case.vm.status
+    if failure is not None and isinstance(failure.action, act.Define):
+        return Decision(Say("DefineFailed", failure.message), failed=failure)
+    failures = status.start_failures
+    if status.reason != "DefineFailed" or failures is None or failures.retry_time is None:
+        return None
+    left = (failures.retry_time - case.now).total_seconds()
+    return Decision(Say("DefineFailed", failures.last_message or ""), requeue_after=left + 0.05) if left > 0 else None
+
+
 def _failed_at(failure: Failure, otherwise: str) -> str:
     if isinstance(failure.action, act.CreateVolume):
         return "DiskFailed"

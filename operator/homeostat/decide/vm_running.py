@@ -7,16 +7,20 @@ from dataclasses import replace
 from datetime import datetime
 
 from homeostat.api import actions as act
-from homeostat.api.observed import Domain, Owner
+from homeostat.api.observed import RUNNING_STATES, Domain, Owner
 from homeostat.decide import runstrategy, wanted
 from homeostat.decide.view import Decision, Look, Say
 from homeostat.decide.vm_case import Case, do
-from homeostat.decide.vm_definition import define, kept
+from homeostat.decide.vm_definition import define, kept, not_off
 from homeostat.decide.vm_evacuation import shut_off
-from homeostat.decide.vm_retry import SHORT_RUN_SECONDS
+from homeostat.decide.vm_retry import SHORT_RUN_SECONDS, undefinable
+from homeostat.decide.vm_storage import storage
 from homeostat.decide.whereabouts import Place
 
 ASK_AGAIN_SECONDS = 10
+_JOBS = ("Migration", "Postcopy", "Snapshot", "Save", "Dump")
+_STANDING = {"PMSuspended": "GuestSuspended", "Crashed": "GuestCrashed"}
+"""States of a process whose CPUs neither run nor can be made to by resuming them."""
 
 
 def running(case: Case, place: Place) -> Decision:
@@ -25,23 +29,39 @@ def running(case: Case, place: Place) -> Decision:
     if domain.live_owner is not None and domain.live_owner.probe:
         say = Say("RecordLost", "a start in order to look was not refused")
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
-    if not runstrategy.stays(vm):
-        return stop(case, place, Say("Stopping"), _since(case, "Stopping"))
+    stays = runstrategy.stays(vm)
+    if (mark := not_off(case, place, Say("Running" if stays else "Stopping"))) is not None:
+        return mark
+    if not stays:
+        return stop(case, place, Say("Stopping"), since(case, "Stopping"))
     if why := shut_off(case, place):
         if vm.status.reason != "Evacuating" and not case.view.fresh:  # others may be silent by now, or able to take it
             return Decision(Say("Running"), look=Look(tuple(sorted(case.view.hosts))))
-        return stop(case, place, Say("Evacuating", why), _since(case, "Evacuating"))
-    # A store that was set back forgot what the process was started for: it asks for nothing by that.
-    asked = domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request
-    if asked and not case.where.behind:
+        return stop(case, place, Say("Evacuating", why), since(case, "Evacuating"))
+    if domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request:
         say = Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}")
-        return stop(case, place, say, _since(case, "Restarting"))
-    if not domain.persistent and wanted.unlocated(vm, host) is None:
-        return define(case, host, domain, Say("Running"))
-    return _cpus(case, place)
+        return stop(case, place, say, since(case, "Restarting"))
+    return _defined(case, place) or _cpus(case, place)
 
 
-def _since(case: Case, reason: str) -> datetime:
+def _defined(case: Case, place: Place) -> Decision | None:
+    """Give a running domain the definition that it lacks: without one its end would be the end of the domain."""
+    if place.domain.persistent or wanted.unlocated(case.vm, place.host) is not None:
+        return None
+    say = Say("DefineFailed" if case.vm.status.reason == "DefineFailed" else "Running")
+    return undefinable(case) or _volumes(case, place) or define(case, place.host, place.domain, say)
+
+
+def _volumes(case: Case, place: Place) -> Decision | None:
+    """Make disks that were added before a definition shows them: what it shows counts as a disk that was there."""
+    if {disk.name for disk in case.vm.spec.disks} <= {disk.name for disk in case.vm.status.disks}:
+        return None
+    step = storage(case, place.host)
+    makes = step is not None and (step.look is not None or isinstance(step.action, act.CreateVolume))
+    return step if makes else None
+
+
+def since(case: Case, reason: str) -> datetime:
     """Since when status has given this reason; now if it does not yet."""
     status = case.vm.status
     return status.since if status.reason == reason and status.since is not None else case.now
@@ -51,6 +71,8 @@ def _cpus(case: Case, place: Place) -> Decision:
     """Bring the guest's CPUs to spec.execution; resume only what our own metadata says we paused."""
     domain, host = place.domain, place.host
     live = domain.live_owner or kept(case, domain)
+    if (standing := _STANDING.get(domain.state)) is not None:
+        return Decision(Say(standing, f"libvirt says {domain.state}/{domain.reason}"))
     if case.vm.spec.execution == "Paused":
         return _pause(case, place, live)
     if domain.state == "Paused" and domain.reason == "User" and live.paused:
@@ -74,8 +96,8 @@ def _pause(case: Case, place: Place, live: Owner) -> Decision:
 
 def _paused_by_others(domain: Domain) -> Decision:
     detail = f"libvirt says Paused/{domain.reason}"
-    if domain.reason in ("StartingUp", "Migration", "Postcopy", "Snapshot", "Saving", "Dump"):
-        return Decision(Say("Starting", detail), requeue_after=5)
+    if domain.reason in ("StartingUp", *_JOBS):
+        return Decision(Say("PausedByJob" if domain.reason in _JOBS else "Starting", detail), requeue_after=5)
     return Decision(Say("PausedOnIOError" if domain.reason == "IOError" else "PausedByOthers", detail))
 
 
@@ -91,7 +113,7 @@ def _steady(case: Case, say: Say) -> Decision:
 def stop(case: Case, place: Place, say: Say, since: datetime) -> Decision:
     """Say so, ask, ask again while the guest boots, then end the process.
 
-    A paused guest cannot hear: only the grace period is left.
+    A guest whose CPUs stand still cannot hear: only the grace period is left.
     """
     domain, host, asking = place.domain, place.host, (case.now - since).total_seconds()
     grace = case.vm.spec.termination_grace_period_seconds
@@ -100,7 +122,7 @@ def stop(case: Case, place: Place, say: Say, since: datetime) -> Decision:
         return do(case, act.Destroy(host.name, domain.uuid), say, host)
     if case.vm.status.reason != say.reason:
         return Decision(say, requeue_after=0.0)  # the grace period is on record before the guest hears of it
-    if domain.state == "Paused":
+    if domain.state not in RUNNING_STATES:
         return Decision(say, requeue_after=left + 0.05)
     asked = case.view.asked_seconds_ago
     if asked is not None and asked > asking:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from homeostat.api import actions as act
+from homeostat.api.hypervisor import HostPool
 from homeostat.api.observed import Unknown
 from homeostat.api.virtualmachine_spec import Disk
 from homeostat.decide import wanted
@@ -11,7 +12,7 @@ from homeostat.decide.migration_copy import mark_on
 from homeostat.decide.view import Decision, HostView, Look, Say
 from homeostat.decide.vm_case import Case, concerned, do
 from homeostat.decide.vm_retry import backing_off
-from homeostat.decide.whereabouts import host_of
+from homeostat.decide.whereabouts import host_of, nowhere
 
 
 def storage(case: Case, host: HostView) -> Decision | None:
@@ -59,19 +60,29 @@ def _retained(case: Case, volume: wanted.WantedVolume, names: frozenset[str]) ->
 
 
 def remove_volumes(case: Case) -> Decision | None:
-    """Volumes we made and whose disk says Delete, on every host where the VM may have been and that answers."""
-    for candidate in case.vm.status.candidates:
-        host = host_of(case.view, candidate.hypervisor, candidate.host_uuid)
-        if host is None or isinstance(host.answer, Unknown):
+    """Volumes we made and whose disk says Delete, on every host that the VM is proved to be gone from."""
+    hosts = (host_of(case.view, each.hypervisor, each.host_uuid) for each in case.vm.status.candidates)
+    steps = (_remove_volumes_on(case, host) for host in hosts if host is not None and nowhere(host))
+    return next((step for step in steps if step is not None), None)
+
+
+def _may_be_used(case: Case, disk: Disk, pool: HostPool, host: HostView) -> bool:
+    """Whether a process on another candidate may have the disk: one that was given up without an answer."""
+    storage = wanted.storage_of(pool, host.host_uuid)
+    for each in case.vm.status.candidates:
+        other = host_of(case.view, each.hypervisor, each.host_uuid)
+        if other is not None and nowhere(other):
             continue
-        if (step := _remove_volumes_on(case, host)) is not None:
-            return step
-    return None
+        theirs = wanted.find_pool(other.spec, disk.pool) if other is not None else None
+        if pool.storage_id if theirs is None else wanted.storage_of(theirs, each.host_uuid) == storage:
+            return True
+    return False
 
 
 def _remove_volumes_on(case: Case, host: HostView) -> Decision | None:
     disks = [disk for disk in case.vm.spec.disks if disk.deletion_policy == "Delete" and disk.source.volume is None]
-    there = [(disk, pool.pool) for disk in disks if (pool := wanted.find_pool(host.spec, disk.pool)) is not None]
+    found = [(disk, pool) for disk in disks if (pool := wanted.find_pool(host.spec, disk.pool)) is not None]
+    there = [(disk, pool.pool) for disk, pool in found if not _may_be_used(case, disk, pool, host)]
     pools = tuple(sorted({pool for _, pool in there}))
     if pools and (not case.view.fresh or any(pool not in host.volumes for pool in pools)):
         return Decision(Say("Deleting"), look=Look(concerned(case, host), host.name, pools))

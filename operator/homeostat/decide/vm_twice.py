@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from homeostat.api import actions as act
 from homeostat.decide import runstrategy
 from homeostat.decide.view import Decision, Say
@@ -21,12 +23,37 @@ def defined_twice(case: Case) -> Decision:
     """A definition is a permission to run: where the VM does not belong it is removed, when it is surely off there."""
     if not case.where.active and (saved := managed_save(case)) is not None:
         return saved
+    if not case.where.active and (image := _old_image(case)) is not None:
+        return _restore_old(case, image)
     keep = _keeper(case)
     for place in case.where.ours:
         if place is not keep and (step := _remove_spare(case, place, keep)) is not None:
             return step
     hosts = " and on ".join(place.host.name for place in case.where.ours)
     return Decision(Say("DefinedTwice", f"on {hosts}"), requeue_after=60)
+
+
+def _old_image(case: Case) -> Place | None:
+    """A saved image of a host that is not recorded, while the VM was seen later on one that is."""
+    saved = next((place for place in case.where.ours if place.domain.managed_save), None)
+    later = any(p.host.name == case.vm.status.host and listed(case.vm, p.host) for p in case.where.ours)
+    return saved if saved is not None and later and not listed(case.vm, saved.host) else None
+
+
+def _restore_old(case: Case, image: Place) -> Decision:
+    """A Restore that is left in the spec from an earlier image is not meant for this one.
+
+    It is, when it was set after the image was told of: then that reason stays until the other definition is gone.
+    """
+    host = image.host.name
+    if case.vm.status.reason != "ManagedSaveFound":
+        return Decision(
+            Say("ManagedSaveOld", f"Hypervisor {host} has one, and the VM was on {case.vm.status.host} since")
+        )
+    spare = next(place for place in case.where.ours if place is not image)
+    step = _remove_spare(case, spare, image)
+    found = Say("ManagedSaveFound", f"Hypervisor {host} has one, which is restored")
+    return replace(step, say=found) if step is not None else Decision(found)
 
 
 def _keeper(case: Case) -> Place:

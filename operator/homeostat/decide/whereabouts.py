@@ -12,6 +12,8 @@ from homeostat.api.observed import Absent, Domain, Owner, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide.view import HostView, Say, VMView
 
+_SEES = (Present, Absent, Unknown)
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -52,10 +54,17 @@ def locate(vm: VirtualMachine, view: VMView) -> Whereabouts:
 
 
 def _distinct(vm: VirtualMachine, view: VMView) -> Iterator[HostView]:
-    """Each host once: of two Hypervisors that name the same one, that which is recorded, or the first by name."""
+    """Each host once: of two Hypervisors that name the same one, that which sees the domain, or at least the host.
+
+    Else that which is recorded, or the first by name.
+    """
     recorded = {candidate.hypervisor for candidate in vm.status.candidates}
     seen: set[str] = set()
-    for host in sorted(view.hosts.values(), key=lambda host: (host.name not in recorded, host.name)):
+
+    def order(host: HostView) -> tuple[int, bool, str]:
+        return _SEES.index(type(host.answer)), host.name not in recorded, host.name
+
+    for host in sorted(view.hosts.values(), key=order):
         if host.host_uuid and host.host_uuid in seen:
             continue
         seen.add(host.host_uuid)
@@ -96,7 +105,7 @@ def may_be_anywhere(vm: VirtualMachine) -> bool:
 def _blind(vm: VirtualMachine, view: VMView, *, everywhere: bool) -> Iterator[tuple[str, Unknown]]:
     if everywhere or may_be_anywhere(vm):
         for host in view.hosts.values():
-            if isinstance(host.answer, Unknown) and not host.released and not _abandoned(vm, host.name):
+            if isinstance(host.answer, Unknown) and not host.released and not abandoned(vm, host.name):
                 yield host.name, host.answer
     for candidate in vm.status.candidates:
         unknown = _candidate_blind(vm, view, candidate.hypervisor, candidate.host_uuid)
@@ -106,7 +115,7 @@ def _blind(vm: VirtualMachine, view: VMView, *, everywhere: bool) -> Iterator[tu
 
 def _candidate_blind(vm: VirtualMachine, view: VMView, name: str, host_uuid: str) -> Unknown | None:
     host = host_of(view, name, host_uuid)
-    if _abandoned(vm, name) or (host is not None and host.released):
+    if abandoned(vm, name) or (host is not None and host.released):
         return None
     if host is None:
         if name in view.hosts:
@@ -125,7 +134,18 @@ def host_of(view: VMView, name: str, host_uuid: str) -> HostView | None:
     return next((host for host in view.hosts.values() if host.host_uuid == host_uuid and host_uuid), None)
 
 
-def _abandoned(vm: VirtualMachine, hypervisor: str) -> bool:
+def unproved(vm: VirtualMachine, view: VMView) -> Iterator[Candidate]:
+    """The recorded candidates that stay on record: the VM is not proved to be gone, and nobody gave the host up."""
+    for each in vm.status.candidates:
+        host = host_of(view, each.hypervisor, each.host_uuid)
+        if abandoned(vm, each.hypervisor) or (host is not None and (host.released or nowhere(host))):
+            continue
+        known = host is not None and host.host_uuid
+        yield candidate_of(host) if host and known else Candidate(each.hypervisor, each.uid, each.host_uuid)
+
+
+def abandoned(vm: VirtualMachine, hypervisor: str) -> bool:
+    """Whether the VM is being deleted, and its owner gave up what is left of it there."""
     return vm.metadata.deleting and hypervisor in vm.spec.abandon_hosts
 
 

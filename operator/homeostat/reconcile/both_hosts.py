@@ -14,7 +14,6 @@ from homeostat.api.migration import IntentStatus, MarksStatus, ObservationStatus
 from homeostat.api.migration_policy import EffectivePolicy
 from homeostat.api.observed import Answer, Present, Unknown
 from homeostat.api.virtualmachine import VirtualMachine
-from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_report as report
 from homeostat.decide import wanted
 from homeostat.decide.migratable import off_limits
@@ -141,7 +140,7 @@ class BothHosts:
         if informer is None:
             return Unknown("HostNotAsked", f"Hypervisor {name} is not connected"), None
         found = await informer.look(attempt.intent.domain_uuid, "", job=True)
-        released = abandoned or verdicts.released(hypervisor, self.fleet.answer(name))
+        released = abandoned or self.fleet.released(hypervisor)
         word = None if found.job is None else type(found.job).__name__
         answer = self._of_the_vm(attempt, found.answer, name)
         return report.side_of(answer, word, old, released=released), found.job

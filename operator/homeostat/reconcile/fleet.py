@@ -78,6 +78,8 @@ class Fleet:
     hypervisors: dict[str, Hypervisor] = field(default_factory=dict)
     informers: dict[str, HostInformer] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # Hypervisor -> what its credentials lack
+    left: dict[str, datetime | None] = field(default_factory=dict)
+    """When hosts were last heard whose informer was given up for the time being."""
     vms: dict[Key, VirtualMachine] = field(default_factory=dict)
     migrations: dict[Key, VirtualMachineMigration] = field(default_factory=dict)
     _waiting: dict[Key, None] = field(default_factory=dict)  # VMs that wait for a host that fits
@@ -174,6 +176,8 @@ class Fleet:
         """What a host says, from its informer."""
         informer, missing = self.informers.get(name), self.missing.get(name)
         answer = informer.answer if informer else NOT_ASKED
+        if answer.heard is None and name in self.left:
+            answer = replace(answer, heard=self.left[name])
         if missing is None or answer.reachable:  # a connection that is there needs no credentials any more
             return answer
         return replace(answer, reachable=False, reason="CredentialsMissing", message=missing)
@@ -208,7 +212,16 @@ class Fleet:
         """(reason, details) of a Hypervisor, but for missing credentials: only its own reconcile knows of these."""
         answer = self.answer(hypervisor.metadata.name)
         holds = len(self.holds(hypervisor)) if hypervisor.metadata.deleting else 0
-        return verdicts.verdict(hypervisor, answer, self.twins(hypervisor), holds=holds)
+        return verdicts.verdict(hypervisor, answer, self.twins(hypervisor), holds=holds, now=self.now())
+
+    def together(self, hypervisor: Hypervisor) -> HostAnswer:
+        """What is heard of its host by way of all Hypervisors that name it, in this one's words."""
+        names = (hypervisor.metadata.name, *sorted(self.twins(hypervisor)))
+        return verdicts.together(self.answer(name) for name in names)
+
+    def released(self, hypervisor: Hypervisor) -> bool:
+        """Whether a person vouches that nothing runs on the host, and no Hypervisor of it has heard otherwise."""
+        return verdicts.released(hypervisor, self.together(hypervisor), self.now())
 
     def holds(self, hypervisor: Hypervisor) -> tuple[str, ...]:
         """VMs that may be on a host, as namespace/name.

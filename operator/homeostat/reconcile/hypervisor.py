@@ -66,16 +66,19 @@ class HypervisorReconciler:
         await self._configure(hypervisor)
         answer = self._fleet.answer(key[1])
         claims = self._fleet.claims(hypervisor)
-        said = verdicts.verdict(hypervisor, answer, self._fleet.twins(hypervisor), holds=len(claims.holds))
+        twins, now = self._fleet.twins(hypervisor), self._now()
+        said = verdicts.verdict(hypervisor, answer, twins, holds=len(claims.holds), now=now)
         if said[0] == "Released":
             return await self._release(key, seen)
         if FINALIZER not in hypervisor.metadata.finalizers and not hypervisor.metadata.deleting:
             seen = await self._hold(seen)
-        status = verdicts.status(hypervisor, answer, said, claims, self._fleet.cluster, self._now())
+        together = self._fleet.together(hypervisor)
+        status = verdicts.status(hypervisor, answer, said, claims, self._fleet.cluster, now, together)
         todo = self._evacuation(hypervisor)
         after = await self._report(hypervisor, seen, status.model_copy(update={"evacuation": todo.status}))
         await self._evacuate(todo)
-        return Result(after)
+        lists = self._settings.host_resync_seconds
+        return Result(_sooner(after, verdicts.judged_in(hypervisor, together, status.last_heard, now, lists)))
 
     async def _read(self, key: Key) -> Object | None:
         with retried("the Hypervisor could not be read"):
@@ -91,6 +94,7 @@ class HypervisorReconciler:
         self._written.pop(name, None)
         self._fleet.missing.pop(name, None)
         metrics.hosts.remove(name)
+        self._fleet.left.pop(name, None)
         informer = self._fleet.informers.pop(name, None)
         if informer is not None:
             await informer.close()
@@ -142,6 +146,7 @@ class HypervisorReconciler:
         informer = self._fleet.informers.get(name)
         if informer is not None and informer.uri != uri:
             del self._fleet.informers[name]
+            self._fleet.left[name] = informer.answer.heard
             await informer.close()
 
     async def _hold(self, seen: Object) -> Object:
@@ -226,7 +231,11 @@ def _facts(status: HypervisorStatus) -> tuple[object, ...]:
     """What is written at once when it changes."""
     left = status.evacuation
     empty = left.moved if left is not None and left.remaining == 0 else None  # somebody waits for that
-    return status.reason, status.host_uuid, status.observed_generation, empty
+    return status.reason, status.host_uuid, status.observed_generation, status.last_heard, empty
+
+
+def _sooner(*seconds: float | None) -> float | None:
+    return min((each for each in seconds if each is not None), default=None)
 
 
 def _migratable(vm: VirtualMachine) -> tuple[str, Say]:

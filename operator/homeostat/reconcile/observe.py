@@ -16,6 +16,8 @@ from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import migration_planning, wanted
 from homeostat.decide.placement import capacity
 from homeostat.decide.view import HostView, Look, VMView
+from homeostat.decide.vm_disks import known
+from homeostat.decide.whereabouts import locate
 from homeostat.hosts.driver import Connection, HostError
 from homeostat.reconcile.fleet import Fleet
 from homeostat.runtime.controller import Key
@@ -44,7 +46,7 @@ def _host_view(fleet: Fleet, key: Key, hypervisor: Hypervisor, uuid: str) -> Hos
         facts=answer.facts if answer.reachable else None,
         closed=verdicts.closed(*said) or _not_admitted(hypervisor),
         starts_blocked=verdicts.starts_blocked(*said),
-        released=verdicts.released(hypervisor, answer),
+        released=fleet.released(hypervisor),
     )
     cpus, memory = capacity(view)
     used_cpus, used_memory = fleet.free(hypervisor, key)
@@ -74,7 +76,7 @@ async def look(fleet: Fleet, vm: VirtualMachine, view: VMView, wish: Look) -> VM
     asked = await asyncio.gather(*(_ask(fleet, view.hosts[host], uuid, name) for host in names))
     hosts = {**view.hosts, **dict(zip(names, asked, strict=True))}
     if wish.pools_on in hosts:
-        host = hosts[wish.pools_on]
+        host, vm = hosts[wish.pools_on], known(vm, locate(vm, replace(view, hosts=hosts)).ours)
         found = {pool: await _names(fleet, host.name, pool, _needed(vm, host, pool)) for pool in wish.pools}
         hosts[host.name] = replace(host, volumes={**host.volumes, **found})
     return replace(view, hosts=hosts, fresh=True)

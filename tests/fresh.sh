@@ -55,7 +55,9 @@ exec /usr/bin/env ${KUBEBUILDER_ASSETS:+KUBEBUILDER_ASSETS=/assets} HOME=/root L
     for folder in /var/lib/homeostat/lab /var/lib/homeostat/demo /run/netns; do
       if [ -n \"\$(ls -A \$folder 2>/dev/null)\" ]; then echo \"left in \$folder:\"; ls -A \$folder; exit 1; fi
     done
-    if left=\$(pgrep -a \"qemu|libvirtd|virtlogd|etcd|kube-|homeostat\"); then echo \"left: \$left\"; exit 1; fi'"
+    if ps -ww -eo pid,args | grep -E \"[q]emu-system|[l]ibvirtd|[v]irtlogd|[e]tcd |[k]ube-|[h]omeostat run\"; then
+      echo \"these are left\"; exit 1
+    fi'"
 [ "$(traces)" = "$before" ] || fail "bridges are left: $(traces)"
 
 say "it works, and nothing is left"

@@ -48,9 +48,9 @@ HYPERVISOR: dict[str, Reason] = {
         "False",
         "-",
         "Edit",
-        "The Secret with the credentials is not there or lacks a key.",
+        "The Secret with the credentials is not there, lacks a key, or may not be read.",
         "It is looked for again every minute.",
-        "Create the Secret in the operator's namespace with tls.crt, tls.key and ca.crt.",
+        "Create the Secret in the operator's namespace with tls.crt, tls.key and ca.crt, and let the operator read it.",
         stalled=True,
     ),
     "TLSFailed": Reason(

@@ -16,7 +16,9 @@ traces() { ip -o link show type bridge | grep -o '\bhs[0-9]*br\b' | sort || true
 [ "$(id -u)" -eq 0 ] || fail "not root"
 command -v debootstrap >/dev/null || apt-get install -q -y --no-install-recommends debootstrap
 before=$(traces)
-trap 'rm -rf --one-file-system "$root"' EXIT
+trap 'rm -rf --one-file-system "$root"
+  # What a step that failed has left: the rest ended with its processes.
+  for bridge in $(comm -13 <(echo "$before") <(traces)); do ip link delete "$bridge"; done' EXIT
 
 say "a Debian 12 in $root"
 rm -rf --one-file-system "$root"
@@ -55,7 +57,8 @@ exec /usr/bin/env ${KUBEBUILDER_ASSETS:+KUBEBUILDER_ASSETS=/assets} HOME=/root L
     for folder in /var/lib/homeostat/lab /var/lib/homeostat/demo /run/netns; do
       if [ -n \"\$(ls -A \$folder 2>/dev/null)\" ]; then echo \"left in \$folder:\"; ls -A \$folder; exit 1; fi
     done
-    if ps -ww -eo pid,args | grep -E \"[q]emu-system|[l]ibvirtd|[v]irtlogd|[e]tcd |[k]ube-|[h]omeostat run\"; then
+    # Not the first line, and not process 1, which is this.
+    if ps -ww -eo pid,args | tail -n +3 | grep -E \"[q]emu-system|[l]ibvirtd|[v]irtlogd|[e]tcd |[k]ube-|[h]omeostat run\"; then
       echo \"these are left\"; exit 1
     fi'"
 [ "$(traces)" = "$before" ] || fail "bridges are left: $(traces)"

@@ -447,3 +447,10 @@ def test_an_incoming_process_whose_cpus_could_not_run_was_ended_by_libvirt(befor
     assert told is not None
     off = Present(Domain(UID, "shop_web", "Shutoff", "Failed", persistent=True))
     assert report.side_of(off, None, told.target, released=False) == seen("Shutoff/Failed", lost=lost)
+
+
+@pytest.mark.parametrize(("source", "target"), [(HELD, DARK), (CANCELED, DARK), (COPIES, DARK), (DARK, ARRIVED)])
+def test_a_host_that_is_given_up_ends_it_and_lets_nothing_run_that_may_run_there(source: Side, target: Side) -> None:
+    decision = shown(source, target, abandoned="b", vm_stops="the VM is being deleted")
+    assert (decision.say.reason, decision.action, decision.finished) == ("Aborted", None, True)
+    assert "spec.abandonHosts" in decision.say.detail

@@ -48,6 +48,8 @@ def decide(migration: VirtualMachineMigration, intent: IntentStatus, view: Migra
     confirmed, locks = intent.started_paused == "Enabled", intent.locks == "Effective"
     row = row_of(view.source, view.target, confirmed=confirmed, locks=locks)
     case = Case(migration, intent, view, row, evidence(intent.attempt, view.source, view.target))
+    if view.abandoned:  # not that nothing runs there: so nothing is let run here either, and its deletion goes on
+        return finish(case, "Aborted", f"the VM is being deleted, and its spec.abandonHosts gives up {view.abandoned}")
     return _with_refusal(case, before(case) if case.unasked else _EFFECTS[row.effect](case))
 
 

@@ -40,7 +40,8 @@ class MigrationView:
     (`first_seen`). `calling`: the call that migrates has not returned yet in this process; `ended` what it said,
     `called` how many seconds ago it was made: a broken post-copy is resumed once that is `resume` seconds.
     `listed`: the target is among the VM's recorded candidates; `hands_off` says why it will not be, if so. `vm_stops`
-    says why the VM is not to run any more, if so. `advice` is what the policy makes of the progress; `request` what to
+    says why the VM is not to run any more, if so; `abandoned` names a silent host that its owner, who deletes it, gave
+    up. `advice` is what the policy makes of the progress; `request` what to
     call libvirt with. `untold` is what a host said that was asked for its job and did not tell it; `refused` the number
     of the row in which the last step was refused, and libvirt's words. `volumes` are the names in each (Hypervisor,
     pool) of disks that are copied, None when they were not looked at; `volume_error` is what libvirt said when it
@@ -59,6 +60,7 @@ class MigrationView:
     ended: CallEnded | None = None
     listed: bool = True
     hands_off: str = ""
+    abandoned: str = ""
     vm_stops: str = ""
     advice: Advice = WAIT
     untold: str = ""

@@ -24,7 +24,7 @@ from homeostat.decide.migration_plan import policy_anew, request
 from homeostat.decide.migration_policy import WAIT, Progress, advise
 from homeostat.decide.migration_table import WITHOUT_PROCESS, Seen, Side, kind
 from homeostat.decide.vm import stopping
-from homeostat.decide.whereabouts import claim
+from homeostat.decide.whereabouts import abandoned, claim
 from homeostat.hosts.migration import Job, Out
 from homeostat.reconcile import observe
 from homeostat.reconcile.calls import Calls
@@ -118,6 +118,7 @@ class BothHosts:
             ended=self.calls.ended(key),
             listed=attempt.acknowledged,
             hands_off=_hands_off(attempt.vm),
+            abandoned=_abandoned(attempt.vm, (intent.source, source), (intent.target, target)),
             vm_stops=stopping(attempt.vm),
             advice=advise(policy, progress) if progress else WAIT,
             untold=memory.untold,
@@ -130,17 +131,15 @@ class BothHosts:
     async def _look(
         self, attempt: Attempt, name: str, host_uuid: str, old: ObservationStatus | None
     ) -> tuple[Side, Job | Unknown | None]:
-        abandoned = attempt.vm is not None and attempt.vm.metadata.deleting and name in attempt.vm.spec.abandon_hosts
         hypervisor = self.fleet.speaking_for(name, host_uuid)
         if hypervisor is None:
-            missing = Unknown("HypervisorMissing", f"no Hypervisor speaks for the host of {name}")
-            return report.side_of(missing, None, old, released=abandoned), None
+            return Unknown("HypervisorMissing", f"no Hypervisor speaks for the host of {name}"), None
         name = hypervisor.metadata.name
         informer = self.fleet.informers.get(name)
         if informer is None:
             return Unknown("HostNotAsked", f"Hypervisor {name} is not connected"), None
         found = await informer.look(attempt.intent.domain_uuid, "", job=True)
-        released = abandoned or self.fleet.released(hypervisor)
+        released = self.fleet.released(hypervisor)
         word = None if found.job is None else type(found.job).__name__
         answer = self._of_the_vm(attempt, found.answer, name)
         return report.side_of(answer, word, old, released=released), found.job
@@ -190,6 +189,12 @@ class BothHosts:
             name = hypervisor.metadata.name if hypervisor else ""
             names[host, pool] = await observe.everything(self.fleet, name, pool)
         return names
+
+
+def _abandoned(vm: VirtualMachine | None, *sides: tuple[str, Side]) -> str:
+    """The first host that cannot be asked and that the owner of a VM that is being deleted gave up; "" if none is."""
+    given_up = (name for name, side in sides if isinstance(side, Unknown) and vm is not None and abandoned(vm, name))
+    return next(given_up, "")
 
 
 def _hands_off(vm: VirtualMachine | None) -> str:

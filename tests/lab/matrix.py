@@ -43,6 +43,8 @@ SECONDS = 90.0
 MIGRATIONS = "virtualmachinemigrations"
 SLOW = {"bandwidth": "2Mi"}
 """Slow enough to be seen on its way."""
+ARRIVED = 3.5
+"""Seconds after which what was held up for 3 has arrived."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Bed:
 
     def life(self, vm: str, effect: Effect | None = None, fault: str = "") -> Run:
         """Declare a VM, wait until it runs, delete it, wait until it is gone."""
-        return self._run(vm, vm, effect, fault, lambda: self._live(vm))
+        return self._run(vm, vm, effect, fault, lambda: self._live(vm, late="=" in fault))
 
     def migrate(self, name: str, effect: Effect | None = None, fault: str = "") -> Run:
         """Move a VM, which the first run makes, to the other host. The pool has no marks, as before any migration."""
@@ -201,11 +203,14 @@ class Bed:
     def _ready(self) -> None:
         self._until(lambda: all(self.rig.state("hv", name) == "Ready" for name in self._used), "the hosts to be Ready")
 
-    def _live(self, vm: str) -> Outcome:
+    def _live(self, vm: str, *, late: bool) -> Outcome:
         running = gone = 0.0
         try:
             uuid = self.rig.vm(vm, disks=[DISK])
             running = self._until(lambda: self._runs(vm, uuid), "it to run")
+            # What a dead operator asked for while this was made has to arrive while there is one who may remove it:
+            # tests/simulation/test_control_plane.py has what is said of it when it arrives after the VM is gone.
+            time.sleep(ARRIVED if late else 0)
             self._as_declared(uuid)
             self.rig.delete("vm", vm)
             gone = self._until(lambda: self.rig.get("vm", vm) is None, "it to go")
@@ -235,7 +240,7 @@ class Bed:
             succeeded = self.rig.condition("vmmig", vm, "Succeeded")
             moved = succeeded["status"] == "True"
             settled = self._until(lambda: self._at_rest(vm, away if moved else home), "all to say so")
-            time.sleep(3.5 if late else 0.5)  # what may still be under way
+            time.sleep(ARRIVED if late else 0.5)  # what may still be under way
             self._on_one_host(vm, uuid, away if moved else home)
             self.rig.delete("vmmig", vm)
             self._until(lambda: self.rig.get("vmmig", vm) is None, "the migration's object to go")
@@ -293,7 +298,7 @@ class Bed:
 
     def _nothing_left(self, uuid: str) -> None:
         """After what may still be under way has arrived: no process, no definition, no volume."""
-        time.sleep(3.5)
+        time.sleep(ARRIVED)
         left = [(host.name, domain) for host in self.lab.hosts for domain in host.domains() if domain.uuid == uuid]
         volumes = [name for name in self.lab.hosts[0].volumes("shared") if uuid in name]
         assert not left, f"domains that are left: {left}"

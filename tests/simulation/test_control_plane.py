@@ -121,6 +121,28 @@ async def test_a_status_that_was_lost_starts_nothing_twice(world: World) -> None
 # Operators ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["define", "create_volume"])
+@in_world()
+async def test_what_a_dead_operator_asked_for_arrives_after_the_vm_is_gone_and_is_told(world: World, name: str) -> None:
+    """Nobody can know of it, so it is not removed: the next VM of that name waits, and says for what."""
+    await world.settle(20)
+    disk = {"name": "data", "pool": "shared", "size": "1Mi", "deletionPolicy": "Delete"}
+    fault = world.fault((f"h. {name}", 1), "late=900")
+    world.vm("web", disks=[disk])
+    await world.run_until(lambda: fault.reached)
+    world.start()
+    await world.running("web")
+    world.delete("vm", "web")
+    await world.gone("web", 600)
+    await world.settle(900)
+    orphans = [each["name"] for host in world.hosts for each in world.status(host, "hv").get("orphans", [])]
+    assert orphans == (["default_web"] if name == "define" else [])
+    assert not world.ledger.alive
+    world.vm("web", disks=[disk])
+    await world.run_until(lambda: world.condition("vm", "web").get("reason") in ("ForeignName", "RetainedDisk"))
+    assert ("default_web_data_" if name == "create_volume" else orphans[0]) in world.condition("vm", "web")["message"]
+
+
 @in_world()
 async def test_two_operators_at_once_run_nothing_twice(world: World) -> None:
     world.start()

@@ -29,6 +29,8 @@ class Front:
     hangs: bool = False
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     delivery: Delivery = field(default_factory=Delivery)
+    lists: dict[str, float] = field(default_factory=dict)
+    """Seconds that a list of a kind takes, by its plural."""
 
     def __post_init__(self) -> None:
         self.up.set()
@@ -60,7 +62,7 @@ class SimulatedTransport:
             execute,
             lambda why: ApiUnreachable(why),
             ApiError(504, "Timeout", "Timeout: request did not complete within requested timeout"),
-            self._front.seconds,
+            self._front.seconds + (0 if target.name else self._front.lists.get(target.resource, 0)),
             self._link,
         )
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -141,6 +143,8 @@ class SimulatedSource:
     async def _follow(self, plural: str, seen: Callable[[str, str, Object], None]) -> None:
         while True:
             await self._front.connected.wait()
+            if plural in self._front.lists:
+                await asyncio.sleep(self._front.lists[plural])
             restored, version = self._server.restored, self._server.version
             for (resource, _, _), each in list(self._server.objects.items()):
                 if resource == plural:

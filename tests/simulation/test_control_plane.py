@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.simulation import libvirt_xml
@@ -119,6 +121,30 @@ async def test_a_status_that_was_lost_starts_nothing_twice(world: World) -> None
 
 
 # Operators ------------------------------------------------------------------------------------------------------------
+
+
+@in_world()
+async def test_an_operator_that_begins_says_nothing_of_a_host_before_it_knows_its_vms(world: World) -> None:
+    """A host whose VMs are not listed yet is not empty, and its domains are nobody's orphans."""
+    host = await running(world, disks=[{"name": "root", "pool": "local", "size": "1Mi"}])
+    world.edit("hv", host, maintenance="Evacuate")
+    await world.run_until(lambda: world.status(host, "hv").get("evacuation", {}).get("remaining") == 1)
+    await world.settle(60)
+    said = told(world.status(host, "hv"))
+    world.kill()
+    world.front.lists["virtualmachines"] = 20.0
+    seen: list[object] = []
+    world.api.changed.append(lambda kind, before, after: seen.append(told((after or {}).get("status", {}))))
+    world.start()
+    await world.settle(90)
+    assert [each for each in seen if each is not None and each != said] == []
+    assert world.ready("web")
+
+
+def told(status: dict[str, Any]) -> object:
+    """What a Hypervisor's status says of its VMs."""
+    rows = {name: status.get(name) for name in ("allocated", "orphans", "evacuation")}
+    return rows if status.get("hostname") and status.get("evacuation", {}).get("remaining") is not None else None
 
 
 @pytest.mark.parametrize("name", ["define", "create_volume"])

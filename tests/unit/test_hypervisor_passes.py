@@ -78,7 +78,7 @@ class Bed:
 
     def __init__(self) -> None:
         self.api, self.host = Api(), Host(uuid="00000000-0000-4000-8000-000000000001")
-        self.fleet = Fleet(now, lambda names: None)
+        self.fleet = Fleet(now, lambda names: None, listed=True)
         client, recorder = Client(self.api, "homeostat-system"), Recorder(self.api, now)
         self.hypervisors = HypervisorReconciler(
             client, self.fleet, recorder, Settings(), now, self.host, lambda name, uuids: None

@@ -80,6 +80,8 @@ class Fleet:
     missing: dict[str, str] = field(default_factory=dict)  # Hypervisor -> what its credentials lack
     left: dict[str, datetime | None] = field(default_factory=dict)
     """When hosts were last heard whose informer was given up for the time being."""
+    listed: bool = False
+    """Whether all VMs and migrations are known: before that no host is empty, and no domain is nobody's."""
     vms: dict[Key, VirtualMachine] = field(default_factory=dict)
     migrations: dict[Key, VirtualMachineMigration] = field(default_factory=dict)
     _waiting: dict[Key, None] = field(default_factory=dict)  # VMs that wait for a host that fits

@@ -64,6 +64,8 @@ class HypervisorReconciler:
         if known is not None and known.metadata.labels != hypervisor.metadata.labels:
             self._on_change(key[1], None)  # labels are no part of the spec: no transition tells of them
         await self._configure(hypervisor)
+        if not self._fleet.listed:
+            return Result()  # once the VMs are listed every Hypervisor is looked at
         answer = self._fleet.answer(key[1])
         claims = self._fleet.claims(hypervisor)
         twins, now = self._fleet.twins(hypervisor), self._now()

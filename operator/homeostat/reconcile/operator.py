@@ -118,7 +118,11 @@ class Operator:
         return [("", name) for name in self.fleet.hypervisors.keys() | there.keys()]
 
     async def _vm_keys(self) -> Iterable[Key]:
-        return await self._listed(VirtualMachine, self.fleet.vms, self.fleet.note_vm)
+        keys = await self._listed(VirtualMachine, self.fleet.vms, self.fleet.note_vm)
+        if not self.fleet.listed:
+            self.fleet.listed = True
+            self._room_changed(frozenset(self.fleet.hypervisors))
+        return keys
 
     async def _migration_keys(self) -> Iterable[Key]:
         return await self._listed(VirtualMachineMigration, self.fleet.migrations, self.fleet.note_migration)

@@ -47,10 +47,13 @@ def condition(
     asked = [host for host in others if host.facts is not None and not isinstance(host.answer, Unknown)]
     if not asked:
         return "Unknown", Say("HostsUnknown", f"{others[0].name} does not answer")
-    verdicts = [next(blockers(Move(vm, domain, source, host)), None) for host in asked]
-    if None in verdicts:
-        return "True", Say("Migratable")  # no host by name: what others do would rewrite every VM's status
-    return "False", next(verdict for verdict in verdicts if verdict is not None)
+    nearest: Say | None = None
+    for host in asked:
+        blocker = next(blockers(Move(vm, domain, source, host)), None)
+        if blocker is None:
+            return "True", Say("Migratable")  # no host by name: what others do would rewrite every VM's status
+        nearest = nearest or blocker
+    return "False", nearest or Say("NoOtherHost")
 
 
 def off_limits(vm: VirtualMachine) -> Say | None:

@@ -20,6 +20,7 @@ from homeostat.api.observed import HostAnswer
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import hypervisor as verdicts
 from homeostat.decide import wanted
+from homeostat.decide.view import HostView
 from homeostat.hosts.driver import Connection
 from homeostat.hosts.informer import HostInformer
 from homeostat.runtime.controller import Key, Retry
@@ -84,6 +85,8 @@ class Fleet:
     """Whether all VMs and migrations are known: before that no host is empty, and no domain is nobody's."""
     vms: dict[Key, VirtualMachine] = field(default_factory=dict)
     migrations: dict[Key, VirtualMachineMigration] = field(default_factory=dict)
+    views: dict[str, tuple[HostView, HostAnswer, int]] = field(default_factory=dict)
+    """What observe has made of Hypervisors, of which answer, and after how many changes of what is claimed there."""
     _waiting: dict[Key, None] = field(default_factory=dict)  # VMs that wait for a host that fits
     _keys: dict[str, Key] = field(default_factory=dict)  # domain UUID -> VM
     _claims: dict[Key, Claim] = field(default_factory=dict)
@@ -92,6 +95,8 @@ class Fleet:
     _memory: Counter[str] = field(default_factory=Counter)
     _migrations: defaultdict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))  # VM -> its migrations
     _names: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # host UUID -> Hypervisors
+    _changes: Counter[str] = field(default_factory=Counter)
+    """How often it changed what VMs claim of a host, or which Hypervisors name it, by its UUID."""
 
     # VMs
     def note_vm(self, key: Key, vm: VirtualMachine | None) -> None:
@@ -130,6 +135,8 @@ class Fleet:
         self._assumed.pop(key, None)
 
     def _claim(self, key: Key, claim: Claim | None) -> None:
+        if claim is not None and self._claims.get(key) == claim:
+            return
         if (old := self._claims.pop(key, None)) is not None:
             self._count(old, -1)
         if claim is not None:
@@ -140,6 +147,7 @@ class Fleet:
         for host in claim.hosts:
             self._cpus[host] += sign * claim.cpus
             self._memory[host] += sign * claim.memory_mib
+            self._changes[host] += 1
 
     def key_of(self, uuid: str) -> Key | None:
         """The VM whose domain has this UUID."""
@@ -167,12 +175,14 @@ class Fleet:
     def note_hypervisor(self, name: str, hypervisor: Hypervisor | None) -> None:
         """Take note of a Hypervisor as read or heard of last; None: it is gone."""
         old = self.hypervisors.pop(name, None)
+        self.views.pop(name, None)
         if old is not None and old.status.host_uuid:
             self._names[old.status.host_uuid].discard(name)
         if hypervisor is not None:
             self.hypervisors[name] = hypervisor
             if hypervisor.status.host_uuid:
                 self._names[hypervisor.status.host_uuid].add(name)
+                self._changes[hypervisor.status.host_uuid] += 1
 
     def answer(self, name: str) -> HostAnswer:
         """What a host says, from its informer."""
@@ -245,21 +255,27 @@ class Fleet:
             self._cpus[uuid] + cpus, self._memory[uuid] + memory, len(holds) + strangers, holds, known
         )
 
-    def free(self, hypervisor: Hypervisor, key: Key) -> tuple[int, int]:
-        """(CPUs, MiB) taken of a host by all but the VM itself."""
+    def changes(self, host_uuid: str) -> int:
+        """A number that is another one when what is claimed of a host, or which Hypervisors name it, has changed."""
+        return self._changes[host_uuid]
+
+    def taken(self, hypervisor: Hypervisor) -> tuple[int, int]:
+        """(CPUs, MiB) taken of a host, by VMs and by domains that are no VM's."""
         uuid = self.host_uuid(hypervisor)
         cpus, memory, _ = self._strangers(hypervisor.metadata.name, uuid)
-        own = self._claims.get(key)
-        mine = own if own and uuid in own.hosts else Claim(frozenset(), 0, 0)
-        return self._cpus[uuid] + cpus - mine.cpus, self._memory[uuid] + memory - mine.memory_mib
+        return self._cpus[uuid] + cpus, self._memory[uuid] + memory
+
+    def claim(self, key: Key, host_uuid: str) -> Claim | None:
+        """What a VM takes of a host; None when it is not one of its own."""
+        claim = self._claims.get(key)
+        return claim if claim is not None and host_uuid in claim.hosts else None
 
     def _strangers(self, name: str, host_uuid: str) -> tuple[int, int, int]:
         """CPUs, MiB and number of running domains that are not counted by any VM's candidates."""
         cpus = memory = count = 0
         for domain in self.answer(name).domains.values():
             key = self._keys.get(domain.uuid)
-            claim = self._claims.get(key) if key else None
-            if not domain.active or (claim is not None and host_uuid in claim.hosts):
+            if not domain.active or (key is not None and self.claim(key, host_uuid) is not None):
                 continue
             config = domain.live or domain.inactive
             count += 1

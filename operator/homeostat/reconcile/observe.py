@@ -28,28 +28,54 @@ T = TypeVar("T")
 def from_caches(fleet: Fleet, key: Key, vm: VirtualMachine) -> VMView:
     """What every host's informer says of this VM's domain."""
     uuid = wanted.domain_uuid(vm)
-    hosts = {name: _host_view(fleet, key, hypervisor, uuid) for name, hypervisor in fleet.hypervisors.items()}
-    return VMView(fleet.cluster, hosts)
+    return VMView(
+        fleet.cluster,
+        {name: _host_view(fleet, key, hypervisor, uuid) for name, hypervisor in fleet.hypervisors.items()},
+    )
 
 
 def _host_view(fleet: Fleet, key: Key, hypervisor: Hypervisor, uuid: str) -> HostView:
+    answer = fleet.answer(hypervisor.metadata.name)
+    view = _without(fleet, hypervisor, answer)
+    if answer.reachable and uuid in answer.domains:
+        view = replace(view, answer=cached_answer(answer, uuid))
+    if (own := fleet.claim(key, view.host_uuid)) is not None:  # it takes no room from itself
+        cpus, memory = view.free_cpus + own.cpus, view.free_memory_mib + own.memory_mib
+        view = replace(view, free_cpus=cpus, free_memory_mib=memory)
+    return view
+
+
+def _without(fleet: Fleet, hypervisor: Hypervisor, answer: HostAnswer) -> HostView:
+    """A host as a VM sees it that is not there. Most hosts are that to most VMs: it is kept until something changes.
+
+    Where it depends on the time, or on another Hypervisor of the host, it is made each time.
+    """
     name = hypervisor.metadata.name
-    answer = fleet.answer(name)
+    if (kept := fleet.views.get(name)) is not None:
+        view, said, changes = kept
+        if said is answer and changes == fleet.changes(view.host_uuid):
+            return view
+    view = _made(fleet, hypervisor, answer)
+    if hypervisor.spec.out_of_service is None and not hypervisor.metadata.deleting and not fleet.twins(hypervisor):
+        fleet.views[name] = (view, answer, fleet.changes(view.host_uuid))
+    return view
+
+
+def _made(fleet: Fleet, hypervisor: Hypervisor, answer: HostAnswer) -> HostView:
     said = fleet.verdict(hypervisor)
     view = HostView(
-        name=name,
+        name=hypervisor.metadata.name,
         uid=hypervisor.metadata.uid,
         spec=hypervisor.spec,
         labels=hypervisor.metadata.labels,
-        answer=cached_answer(answer, uuid),
+        answer=cached_answer(answer, ""),
         host_uuid=fleet.host_uuid(hypervisor),
         facts=answer.facts if answer.reachable else None,
         closed=verdicts.closed(*said) or _not_admitted(hypervisor),
         starts_blocked=verdicts.starts_blocked(*said),
         released=fleet.released(hypervisor),
     )
-    cpus, memory = capacity(view)
-    used_cpus, used_memory = fleet.free(hypervisor, key)
+    (cpus, memory), (used_cpus, used_memory) = capacity(view), fleet.taken(hypervisor)
     return replace(view, free_cpus=cpus - used_cpus, free_memory_mib=memory - used_memory)
 
 

@@ -109,6 +109,16 @@ class Bed:
         elif what == "time":
             self.time += timedelta(seconds=how)
 
+    def anew(self) -> dict[str, tuple[str, ...]]:
+        """The VMs that each host may hold, by a fleet that knows what this one knows and has seen nothing change."""
+        fleet = Fleet(self.now, lambda names: None, cluster="here", listed=True)
+        fleet.informers, fleet.missing = self.fleet.informers, self.fleet.missing
+        for name, each in self.fleet.hypervisors.items():
+            fleet.note_hypervisor(name, each)
+        for key, vm in self.fleet.vms.items():
+            fleet.note_vm(key, vm)
+        return {name: fleet.holds(each) for name, each in fleet.hypervisors.items()}
+
     def look(self) -> list[object]:
         """What every VM's pass would read."""
         return [observe.from_caches(self.fleet, key, each) for key, each in sorted(self.fleet.vms.items())]
@@ -139,6 +149,8 @@ def test_what_is_kept_of_a_host_is_what_a_look_that_keeps_nothing_would_say(step
         kept = bed.look()
         bed.fleet.views.clear()
         assert kept == bed.look()
+        held = {name: bed.fleet.holds(each) for name, each in bed.fleet.hypervisors.items()}
+        assert held == bed.anew()
 
 
 def test_a_host_is_seen_anew_only_when_something_there_has_changed() -> None:

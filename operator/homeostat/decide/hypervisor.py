@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, cast
@@ -41,7 +41,7 @@ class Claims:
     memory_mib: int
     domains: int
     holds: tuple[str, ...]
-    known: frozenset[str]
+    known: Set[str]
 
 
 def verdict(

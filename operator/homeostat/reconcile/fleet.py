@@ -89,6 +89,9 @@ class Fleet:
     """What observe has made of Hypervisors, of which answer, and after how many changes of what is claimed there."""
     _waiting: dict[Key, None] = field(default_factory=dict)  # VMs that wait for a host that fits
     _keys: dict[str, Key] = field(default_factory=dict)  # domain UUID -> VM
+    _uids: dict[str, Key] = field(default_factory=dict)  # UID -> VM
+    _held: defaultdict[str | None, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    """VMs that may be on a host, by the names and host UUIDs on record; None: on any."""
     _claims: dict[Key, Claim] = field(default_factory=dict)
     _assumed: dict[Key, frozenset[str]] = field(default_factory=dict)
     _cpus: Counter[str] = field(default_factory=Counter)  # host UUID -> CPUs claimed by VMs
@@ -104,7 +107,7 @@ class Fleet:
         old = self.vms.pop(key, None)
         self._waiting.pop(key, None)
         if old is not None:
-            self._keys.pop(wanted.domain_uuid(old), None)
+            self._forget(key, old)
         if vm is None:
             self._assumed.pop(key, None)
             self._claim(key, None)
@@ -114,8 +117,17 @@ class Fleet:
         if before != after:
             self.room_changed(frozenset(each.hypervisor for each in (*before, *after)) & self.hypervisors.keys())
 
+    def _forget(self, key: Key, vm: VirtualMachine) -> None:
+        self._keys.pop(wanted.domain_uuid(vm), None)
+        self._uids.pop(vm.metadata.uid, None)
+        for where in _recorded(vm):
+            self._held[where].discard(key)
+
     def _note(self, key: Key, vm: VirtualMachine) -> None:
         self.vms[key] = vm
+        self._uids[vm.metadata.uid] = key
+        for where in _recorded(vm):
+            self._held[where].add(key)
         if vm.status.reason in WAITING:
             self._waiting[key] = None
         self._keys[wanted.domain_uuid(vm)] = key
@@ -244,15 +256,14 @@ class Fleet:
         if hypervisor.metadata.deleting and any(not each.metadata.deleting for each in others):
             return ()
         uuid, name = self.host_uuid(hypervisor), hypervisor.metadata.name
-        return tuple(sorted("/".join(key) for key, vm in self.vms.items() if _may_be_on(vm, name, uuid)))
+        return tuple(sorted("/".join(key) for key in self._held[None] | self._held[name] | self._held[uuid]))
 
     def claims(self, hypervisor: Hypervisor) -> verdicts.Claims:
         """What is promised of a host, to VMs and to domains that are no VM's."""
         uuid, holds = self.host_uuid(hypervisor), self.holds(hypervisor)
         cpus, memory, strangers = self._strangers(hypervisor.metadata.name, uuid)
-        known = frozenset(vm.metadata.uid for vm in self.vms.values())
         return verdicts.Claims(
-            self._cpus[uuid] + cpus, self._memory[uuid] + memory, len(holds) + strangers, holds, known
+            self._cpus[uuid] + cpus, self._memory[uuid] + memory, len(holds) + strangers, holds, self._uids.keys()
         )
 
     def changes(self, host_uuid: str) -> int:
@@ -284,7 +295,8 @@ class Fleet:
         return cpus, memory, count
 
 
-def _may_be_on(vm: VirtualMachine, name: str, host_uuid: str) -> bool:
+def _recorded(vm: VirtualMachine) -> set[str | None]:
+    """The Hypervisors, and the UUIDs of the hosts, where a VM may be; None: on any."""
     if not vm.status.candidates:
-        return FINALIZER in vm.metadata.finalizers
-    return any(candidate.hypervisor == name or candidate.host_uuid == host_uuid for candidate in vm.status.candidates)
+        return {None} if FINALIZER in vm.metadata.finalizers else set()
+    return {where for each in vm.status.candidates for where in (each.hypervisor, each.host_uuid)}

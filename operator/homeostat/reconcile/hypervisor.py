@@ -172,7 +172,8 @@ class HypervisorReconciler:
 
     def _evacuation(self, hypervisor: Hypervisor) -> evacuation.Evacuation:
         """The migrations that spec.maintenance asks for, those it does not any more, and how far that is."""
-        here = [vm for vm in self._fleet.vms.values() if vm.status.host == hypervisor.metadata.name]
+        name, wanted = hypervisor.metadata.name, hypervisor.spec.maintenance == "Evacuate"
+        here = [vm for vm in self._fleet.vms.values() if vm.status.host == name] if wanted else []
         able = {vm.metadata.uid: _migratable(vm) for vm in here}
         return evacuation.evacuate(hypervisor, here, able, self._fleet.migrations.values(), self._now())
 

@@ -272,6 +272,17 @@ def test_a_changed_spec_takes_effect_at_the_next_start_and_leaves_devices_where_
     after = devices(host, uuid)
     assert {alias: after[alias] for alias in before} == before
     assert after.keys() - before.keys() == {"ua-disk-extra"}
+    assert boot_order(host, uuid) == ["ua-disk-extra", "ua-disk-first"]
+    rig.patch("vm", "changing", {"spec": {"disks": [disk, extra]}})
+    rig.kubectl("wait", "--for=condition=RestartRequired", "vm/changing", "--timeout=30s")
+    assert rig.status("vm", "changing")["pendingChanges"] == [
+        "boot order: extra then first running, first then extra wanted"
+    ]
+    rig.request("changing", "again")
+    rig.kubectl("wait", "--for=condition=RestartRequired=False", "vm/changing", "--timeout=30s")
+    assert rig.running("changing") == host
+    assert boot_order(host, uuid) == ["ua-disk-first", "ua-disk-extra"]
+    assert devices(host, uuid) == after
     assert "pendingChanges" not in (rig.get("vm", "changing") or {})["status"]
     rig.lab.assert_never_two(uuid)
 
@@ -289,6 +300,14 @@ def devices(host: Host, uuid: str) -> dict[str, tuple[str, str]]:
             identity = mac.get("address", "") if mac is not None else device.findtext("serial", "")
             found[alias.get("name", "")] = (identity, " ".join(f"{k}={v}" for k, v in sorted(address.items())))
     return found
+
+
+def boot_order(host: Host, uuid: str) -> list[str]:
+    """The aliases of the disks in the order in which the process boots from them."""
+    found = re.findall(
+        r'"id":"(ua-disk-[^"]*)","bootindex":(\d+)', Path(f"/proc/{host.qemu_pid(uuid)}/cmdline").read_text()
+    )
+    return [alias for alias, _ in sorted(found, key=lambda each: int(each[1]))]
 
 
 def test_kubectl_wait_works_for_ready_and_running_and_is_right_about_the_generation(rig: Rig) -> None:

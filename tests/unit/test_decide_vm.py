@@ -330,6 +330,14 @@ def test_a_changed_spec_is_pending_with_its_differences() -> None:
     assert conditions["Ready"][0] == "True"
 
 
+def test_another_order_of_disks_is_another_order_of_booting() -> None:
+    disks = [{"name": name, "pool": "fast", "size": "1Gi"} for name in ("root", "data")]
+    before, after = settled({"disks": disks}), settled({"disks": disks[::-1]})
+    seen = view(host("a", Present(domain(before, state="Running", reason="Booted"))))
+    status = report.status(after, seen, decide(after, seen, NOW), NOW)
+    assert status.pending_changes == ("boot order: root then data running, data then root wanted",)
+
+
 ANSWERS = st.sampled_from(["absent", "unknown", "off", "off-known", "running", "paused", "foreign", "saved", "behind"])
 SPECS = st.sampled_from(
     [

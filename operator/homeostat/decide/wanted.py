@@ -228,6 +228,7 @@ def differences(there: DomainConfig, want: DomainConfig) -> list[str]:
         old, new = getattr(there, item.name), getattr(want, item.name)
         if item.name == "disks":
             lines += _list_differences("disk", _disk_facts(old), _disk_facts(new))
+            lines += _order_differences([disk.alias for disk in old], [disk.alias for disk in new])
         elif item.name == "nics":
             lines += _list_differences("interface", {n.alias: n for n in old}, {n.alias: n for n in new})
         elif old != new:
@@ -259,14 +260,21 @@ def _disk_facts(disks: tuple[DiskConfig, ...]) -> dict[str, object]:
     return {disk.alias: (disk.path, disk.format, disk.bus, disk.serial) for disk in disks}
 
 
-def _list_differences(kind: str, old: dict[str, object], new: dict[str, object]) -> list[str]:
-    def plain(alias: str) -> str:
-        return alias.removeprefix("ua-disk-").removeprefix("ua-nic-")
+def _order_differences(old: list[str], new: list[str]) -> list[str]:
+    """The order of booting, of the disks that are there and wanted."""
+    there, wanted = ([_plain(each) for each in one if each in other] for one, other in ((old, new), (new, old)))
+    return [f"boot order: {' then '.join(there)} running, {' then '.join(wanted)} wanted"] if there != wanted else []
 
-    gone = [f"{kind} {plain(alias)}: running, not wanted" for alias in old if alias not in new]
-    added = [f"{kind} {plain(alias)}: not there, wanted" for alias in new if alias not in old]
+
+def _plain(alias: str) -> str:
+    return alias.removeprefix("ua-disk-").removeprefix("ua-nic-")
+
+
+def _list_differences(kind: str, old: dict[str, object], new: dict[str, object]) -> list[str]:
+    gone = [f"{kind} {_plain(alias)}: running, not wanted" for alias in old if alias not in new]
+    added = [f"{kind} {_plain(alias)}: not there, wanted" for alias in new if alias not in old]
     changed = [
-        f"{kind} {plain(alias)}: {old[alias]} running, {new[alias]} wanted"
+        f"{kind} {_plain(alias)}: {old[alias]} running, {new[alias]} wanted"
         for alias in old
         if alias in new and old[alias] != new[alias]
     ]

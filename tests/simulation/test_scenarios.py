@@ -129,6 +129,55 @@ async def test_a_guest_that_does_not_listen_is_ended_after_its_grace_period(worl
     await world.rest(quiet=1500)
 
 
+@pytest.mark.parametrize("strategy", ["RerunOnFailure", "Manual"])
+@in_world(hosts=1)
+async def test_a_guest_that_powers_off_for_an_evacuation_that_was_called_off_runs_again(
+    world: World, strategy: str
+) -> None:
+    world.hosts["h1"].default_guest = Guest(boots=0, obeys=40)
+    world.vm("web", evacuation="ShutOff", runStrategy=strategy)
+    await world.running("web")
+    first = world.process("web")
+    assert first is not None
+    world.edit("hv", "h1", maintenance="Evacuate")
+    await world.run_until(lambda: world.condition("vm", "web").get("reason") == "Evacuating")
+    await world.settle(10)
+    world.edit("hv", "h1", maintenance="Off")
+    await world.run_until(lambda: world.condition("vm", "web").get("reason") == "EvacuationCalledOff")
+    assert world.ready("web")
+    assert world.process("web") is first
+    await world.run_until(lambda: world.process("web") not in (None, first), 120)
+    await world.rest(quiet=1500)
+    assert world.condition("vm", "web").get("reason") == "Running"
+    assert len(world.ledger.processes) == 2
+
+
+@in_world(hosts=2)
+async def test_a_vm_that_waits_to_be_moved_with_its_disk_is_not_shut_off_for_an_evacuation(world: World) -> None:
+    disks = [{"name": "root", "pool": "local", "size": "1Gi"}]
+    world.edit("hv", "h2", maintenance="Cordon")
+    for name in ("first", "second"):
+        world.vm(name, disks=disks, evacuation="ShutOff")
+    for name in ("first", "second"):
+        await world.running(name)
+    world.edit("hv", "h2", maintenance="Off")
+    world.edit("hv", "h1", migration={"maxOutbound": 1})
+    await world.settle(60)
+    processes = [world.process(name) for name in ("first", "second")]
+    policy = {"bandwidth": "4Mi"}
+    for name in ("first", "second"):
+        spec = {"vmRef": {"name": name}, "storageCopy": {"type": "Full", "disks": ["root"]}, "policy": policy}
+        world.apply("vmmig", name, spec, namespace="default")
+    await world.settle(5)
+    world.edit("hv", "h1", maintenance="Evacuate")
+    await world.run_until(
+        lambda: all(world.condition("vmmig", n, "Succeeded").get("status") == "True" for n in ("first", "second")), 3000
+    )
+    assert {world.host_of(name).name for name in ("first", "second")} == {"h2"}
+    assert all(life and life.end is not None for life in processes)
+    assert len(world.ledger.processes) == 4, "each ran once on h1, and goes on on h2"
+
+
 @in_world()
 async def test_a_paused_vm_can_be_stopped(world: World) -> None:
     world.vm("web", terminationGracePeriodSeconds=20)

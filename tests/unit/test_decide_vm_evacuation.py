@@ -31,13 +31,18 @@ def told(vm: VirtualMachine, status: dict[str, Any]) -> VirtualMachine:
 
 
 def step(
-    vm: VirtualMachine, answer: Answer, *others: HostView, maintenance: str = "Evacuate", status: Any = None
+    vm: VirtualMachine,
+    answer: Answer,
+    *others: HostView,
+    maintenance: str = "Evacuate",
+    status: Any = None,
+    **more: Any,
 ) -> Decision:
     """What is done to the VM on host a, with b beside it unless others are given."""
     seen = told(vm, vm.status.wire() | (status or {}))
     here = host("a", answer, spec=spec(maintenance=maintenance), **VOLUMES)
     hosts = others or (host("b"),)
-    return decide(seen, vms.view(here, *hosts), NOW)
+    return decide(seen, replace(vms.view(here, *hosts), **more), NOW)
 
 
 def test_what_cannot_be_moved_is_shut_down_when_its_owner_says_so() -> None:
@@ -99,7 +104,27 @@ def test_a_host_that_was_not_heard_from_may_be_able_to_take_it() -> None:
 def test_a_guest_that_was_asked_goes_on_even_if_it_could_be_moved_now() -> None:
     vm = evacuated()
     assert isinstance(step(vm, running(vm), status=GOING).action, act.Shutdown)
-    assert step(vm, running(vm), status=GOING, maintenance="Off").say.reason == "Running"
+    assert step(vm, running(vm), status=GOING, maintenance="Off").say.reason == "EvacuationCalledOff"
+
+
+def test_it_is_not_while_a_migration_waits_for_its_turn() -> None:
+    vm = evacuated()
+    assert step(vm, running(vm, traits=STUCK), queued=True).say.reason == "Running"
+    assert isinstance(step(vm, running(vm, traits=STUCK), status=GOING, queued=True).action, act.Shutdown)
+
+
+def test_that_a_guest_was_asked_is_remembered_for_as_long_as_it_may_obey() -> None:
+    vm = evacuated(terminationGracePeriodSeconds=59, runStrategy="RerunOnFailure")
+    early = {"reason": "EvacuationCalledOff", "since": "2025-12-31T23:59:30Z", "host": "a"}
+    late = early | {"since": "2025-12-31T23:59:00Z"}
+    decision = step(vm, running(vm), status=early, maintenance="Off")
+    assert (decision.say.reason, decision.requeue_after) == ("EvacuationCalledOff", 30)
+    assert step(vm, running(vm), status=late, maintenance="Off").say.reason == "Running"
+    ran = early | {"domain": {"state": "Running", "reason": "Booted"}}
+    obeyed = step(vm, Present(vms.domain(vm, reason="Shutdown")), status=ran, maintenance="Off")
+    assert isinstance(obeyed.action, act.Define | act.Start)
+    paused = evacuated(execution="Paused")
+    assert step(paused, running(paused, state="Paused", reason="User"), status=early).say.reason == "Paused"
 
 
 @pytest.mark.parametrize("strategy", ["Always", "RerunOnFailure", "Manual"])

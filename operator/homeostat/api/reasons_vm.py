@@ -142,6 +142,14 @@ VM_GOING_ON: dict[str, Reason] = {
         "It is asked again every 10 s, and its process is ended when spec.terminationGracePeriodSeconds have passed.",
         "To keep it running, set spec.evacuation to Stay.",
     ),
+    "EvacuationCalledOff": Reason(
+        "Running",
+        "True",
+        "True",
+        "-",
+        "The guest runs. It was asked to power off for its host's evacuation, which does not want that any more.",
+        "If it powers off all the same within spec.terminationGracePeriodSeconds, it is started again.",
+    ),
     "Evacuated": Reason(
         "Stopped",
         "False",

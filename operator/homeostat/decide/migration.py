@@ -69,6 +69,11 @@ def in_flight(migrations: Iterable[VirtualMachineMigration], vm: VirtualMachine)
     return next((each for each in migrations if _is_of(each, vm) and each.status.intent and not ended(each)), None)
 
 
+def queued(migrations: Iterable[VirtualMachineMigration]) -> bool:
+    """Whether one of a VM's migrations is still to be carried out."""
+    return any(not each.status.intent and not ended(each) and not each.metadata.deleting for each in migrations)
+
+
 def ended(migration: VirtualMachineMigration) -> bool:
     """Whether status says that the attempt is over."""
     return ended_at(migration) is not None

@@ -7,6 +7,8 @@ from homeostat.api.observed import ACTIVE_STATES, Domain
 from homeostat.api.virtualmachine import VirtualMachine
 
 EVACUATED = "Evacuated"
+ASKED = ("Evacuating", "EvacuationCalledOff")
+"""Reasons of a VM whose guest may have been asked to power off for its host's evacuation."""
 WAYS_OFF = ("Shutdown", "Crashed", "Destroyed", "Failed", "Unknown", EVACUATED)
 """How a domain went off: as libvirt says it, or for its host's evacuation.
 
@@ -49,13 +51,13 @@ def way_off(vm: VirtualMachine, domain: Domain) -> str:
     if domain.owner and domain.owner.off:
         return domain.owner.off
     untold = domain.reason in (*UNTOLD, domain.owner.was if domain.owner else None)
-    evacuated = vm.status.reason == "Evacuating" or (untold and way_gone(vm) == EVACUATED)
+    evacuated = vm.status.reason in ASKED or (untold and way_gone(vm) == EVACUATED)
     return EVACUATED if evacuated else domain.reason
 
 
 def way_gone(vm: VirtualMachine) -> str:
     """How the last process ended of a VM whose definition is gone, by its status; Unknown when that does not say."""
-    seen, known = vm.status.domain, {"Evacuating": EVACUATED, "Evacuated": EVACUATED, "Finished": "Shutdown"}
+    seen, known = vm.status.domain, dict.fromkeys((*ASKED, "Evacuated"), EVACUATED) | {"Finished": "Shutdown"}
     if (way := known.get(vm.status.reason or "")) is not None:
         return way
     off = seen is not None and seen.state in ("Shutoff", "Absent")

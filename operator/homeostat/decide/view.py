@@ -59,6 +59,8 @@ class VMView:
     """(interface in the guest, MAC, IP address) as the guest agent said last."""
     migration: VirtualMachineMigration | None = None
     """The migration in flight: it alone may touch the domain, on either host."""
+    queued: bool = False
+    """Whether a migration waits for its turn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ def shut_off(case: Case, place: Place) -> str:
     detail = f"spec.maintenance of Hypervisor {host.name} is Evacuate"
     if vm.status.reason == "Evacuating":
         return detail  # the guest was asked already, and may be about to go off
+    if case.view.queued:
+        return ""  # it may copy the disks that keep the VM here
     status, why = migratable.condition(vm, domain, host, case.view.hosts)
     if status != "False" or why.reason in TEMPORARY:
         return ""

@@ -8,6 +8,7 @@ from datetime import timedelta
 from homeostat.api import actions as act
 from homeostat.api.observed import ACTIVE_STATES
 from homeostat.decide import wanted
+from homeostat.decide.runstrategy import ASKED
 from homeostat.decide.view import Decision, Failure, Say
 from homeostat.decide.vm_case import Case
 
@@ -51,8 +52,10 @@ def _failed_at(failure: Failure, otherwise: str) -> str:
 
 
 def _short_run(case: Case) -> bool:
-    """Whether status still says that it runs, and since less than a minute."""
+    """Whether status still says that it runs, and since less than a minute. A guest that was asked ends in time."""
     status = case.vm.status
+    if status.reason in ASKED:
+        return False
     was_running = status.domain is not None and status.domain.state in ACTIVE_STATES and status.state == "Running"
     return was_running and status.since is not None and case.now - status.since < timedelta(seconds=SHORT_RUN_SECONDS)
 

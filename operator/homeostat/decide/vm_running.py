@@ -41,7 +41,18 @@ def running(case: Case, place: Place) -> Decision:
     if domain.live_owner is not None and domain.live_owner.request != vm.spec.power.request:
         say = Say("Restarting", f"spec.power.request is {vm.spec.power.request!r}")
         return stop(case, place, say, since(case, "Restarting"))
-    return _defined(case, place) or _cpus(case, place)
+    return _called_off(case, _defined(case, place) or _cpus(case, place))
+
+
+def _called_off(case: Case, decision: Decision) -> Decision:
+    """Remember that the guest was asked to power off for an evacuation, for as long as it may yet do so."""
+    if decision.say.reason != "Running" or case.vm.status.reason not in runstrategy.ASKED:
+        return decision
+    asked = (case.now - since(case, "EvacuationCalledOff")).total_seconds()
+    left = case.vm.spec.termination_grace_period_seconds + 1 - asked
+    if left <= 0:
+        return decision
+    return replace(decision, say=Say("EvacuationCalledOff", decision.say.detail), requeue_after=left)
 
 
 def _defined(case: Case, place: Place) -> Decision | None:

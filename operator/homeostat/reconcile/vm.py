@@ -19,7 +19,7 @@ from homeostat.api.migration import VirtualMachineMigration
 from homeostat.api.observed import Present
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import report
-from homeostat.decide.migration import in_flight
+from homeostat.decide.migration import in_flight, queued
 from homeostat.decide.view import Decision, Failure, VMView
 from homeostat.decide.vm import decide
 from homeostat.hosts.driver import HostError, HostUnreachable, NotBegun
@@ -109,7 +109,7 @@ class VMReconciler:
     ) -> tuple[VMView, Decision]:
         """Decide on what the caches say; where that would change a host, ask the hosts and decide again."""
         view = self._with_memory(key, observe.from_caches(self._fleet, key, vm))
-        view = replace(view, migration=migration)
+        view = replace(view, migration=migration, queued=queued(self._fleet.migrations_of(key)))
         for _ in range(MAX_LOOKS):
             decision = decide(vm, view, self._now())
             if decision.look is None:

@@ -110,7 +110,7 @@ class Case:
     @property
     def unasked(self) -> bool:
         """Whether it is certain that libvirt was not asked to migrate."""
-        return self.marks.not_asked is not None
+        return self.marks.not_asked is not None and self.migration.status.start_time is None
 
     @property
     def twice(self) -> bool:

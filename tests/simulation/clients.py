@@ -30,7 +30,7 @@ class Front:
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     delivery: Delivery = field(default_factory=Delivery)
     lists: dict[str, float] = field(default_factory=dict)
-    """Seconds that a list of a kind takes, by its plural."""
+    """Seconds that it takes to list objects of a kind, or to make one, by its plural."""
 
     def __post_init__(self) -> None:
         self.up.set()

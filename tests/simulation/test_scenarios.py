@@ -36,6 +36,20 @@ async def test_a_declared_vm_runs(world: World) -> None:
 
 
 @in_world()
+async def test_nothing_waits_for_an_event_to_be_written(world: World) -> None:
+    await world.settle(20)
+    for host in world.hosts.values():
+        host.default_guest = Guest(boots=0, obeys=1)
+    world.front.lists["events"] = 29.0
+    world.vm("web")
+    await world.run_until(lambda: world.ready("web"), 5)
+    world.edit("vm", "web", runStrategy="Halted")
+    await world.run_until(lambda: not world.process("web"), 10)
+    world.edit("vm", "web", runStrategy="Always")
+    await world.run_until(lambda: world.ready("web"), 10)
+
+
+@in_world()
 async def test_a_start_takes_at_most_three_writes(world: World) -> None:
     await world.settle(20)
     before = len(world.effects.log)
@@ -387,7 +401,7 @@ async def test_two_hundred_vms_are_quiet_for_an_hour_and_one_that_is_killed_come
     await world.run_until(lambda: all(world.ready(name) for name in names), 300)
     await world.settle(120)
     world.events.doubled = 0.5
-    before = len(world.effects.log)
+    before, requests = len(world.effects.log), world.requests()
     for _ in range(12):
         await world.settle(290)
         world.front.connected.clear()
@@ -398,6 +412,8 @@ async def test_two_hundred_vms_are_quiet_for_an_hour_and_one_that_is_killed_come
             for record in list(host.records.values()):
                 host.tell(record, "LIFECYCLE")
     assert world.effects.log[before:] == []
+    asked = world.requests() - requests
+    assert asked < 200, f"{asked} requests: at rest a VM costs none, neither at a resync nor when its host tells of it"
     world.invariants.at_rest()
     victim = world.process("vm77")
     assert victim is not None

@@ -118,14 +118,12 @@ async def test_nothing_is_remembered_of_what_is_gone(operator: Operator, api: Ap
     assert not operator._facts
 
 
-def test_a_version_that_is_no_number_is_as_good_as_any() -> None:
-    fleet = Fleet(now, lambda names: None)
-    operator: Any = Mock(fleet=fleet)
-    fleet.note_vm(WEB, vm(5))
+@drill
+async def test_a_version_that_is_no_number_is_as_good_as_any(operator: Operator, api: Api) -> None:
     odd = item(4)
     odd["metadata"]["resourceVersion"] = "a"
-    Operator._seen(operator, "virtualmachines", "MODIFIED", odd)
-    assert fleet.vms[WEB].metadata.resource_version == "a"
+    operator._seen("virtualmachines", "MODIFIED", odd)
+    assert operator.fleet.vms[WEB].metadata.resource_version == "a"
 
 
 class Walked(dict[Key, VirtualMachine]):

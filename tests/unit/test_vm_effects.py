@@ -78,7 +78,7 @@ def test_a_guest_that_was_not_asked_is_asked_again(error: HostError | None, aske
 
         fleet: Any = Mock()
         fleet.connected.return_value.shutdown = shutdown
-        vms = VMReconciler(Mock(), fleet, Mock(), Settings(), now, lambda key: None)
+        vms = VMReconciler(Mock(), fleet, Mock(), Settings(), now, lambda key: None, lambda key, vm: None)
         decision = Decision(Say("Stopping"), act.Shutdown("h", "uuid", agent=True))
         await vms._perform(KEY, {}, decision, Mock())
         return vms._with_memory(KEY, VMView("", {}))
@@ -98,7 +98,7 @@ def test_a_report_that_fails_does_not_give_the_key_back_before_the_call_has_ende
 
         fleet: Any = Mock()
         fleet.connected.return_value.destroy = destroy
-        vms = VMReconciler(Mock(), fleet, Mock(), Settings(), now, lambda key: None)
+        vms = VMReconciler(Mock(), fleet, Mock(), Settings(), now, lambda key: None, lambda key, vm: None)
         with pytest.raises(ValueError, match="nobody foresaw this"):
             await vms._perform(KEY, {}, Decision(Say("Stopping"), act.Destroy("h", "uuid")), report)
         return asyncio.get_running_loop().time()

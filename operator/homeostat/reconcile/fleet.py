@@ -84,6 +84,8 @@ class Fleet:
     listed: bool = False
     """Whether all VMs and migrations are known: before that no host is empty, and no domain is nobody's."""
     vms: dict[Key, VirtualMachine] = field(default_factory=dict)
+    doubted: set[Key] = field(default_factory=set)
+    """VMs that a list did not show, or an event showed as they were before: only a read says what they are."""
     migrations: dict[Key, VirtualMachineMigration] = field(default_factory=dict)
     views: dict[str, tuple[HostView, HostAnswer, int]] = field(default_factory=dict)
     """What observe has made of Hypervisors, of which answer, and after how many changes of what is claimed there."""

@@ -215,10 +215,10 @@ class HypervisorReconciler:
         self._written[name] = now
         self._fleet.note_hypervisor(name, parsed(Hypervisor, written))
         if transition:
-            await self._tell(hypervisor, seen, status)
+            self._tell(hypervisor, seen, status)
         return resync
 
-    async def _tell(self, hypervisor: Hypervisor, seen: Object, status: HypervisorStatus) -> None:
+    def _tell(self, hypervisor: Hypervisor, seen: Object, status: HypervisorStatus) -> None:
         """An Event for each transition, and a look at the VMs, and the other Hypervisors of the host, it matters to."""
         for name in (hypervisor.metadata.name, *self._fleet.twins(hypervisor)):
             self._on_change(name, None)
@@ -227,7 +227,7 @@ class HypervisorReconciler:
         row = reasons.HYPERVISOR[status.reason or "Connecting"]
         text = next((c.message for c in status.conditions if c.type == "Ready"), "")
         log.info("is %s: %s", row.state, text)
-        await self._recorder.record("Hypervisor", seen, status.reason or "", text, warning=row.ready == "False")
+        self._recorder.record("Hypervisor", seen, status.reason or "", text, warning=row.ready == "False")
 
 
 def _facts(status: HypervisorStatus) -> tuple[object, ...]:

@@ -33,6 +33,7 @@ from homeostat.reconcile.both_hosts import Attempt, BothHosts, Memory, Sight
 from homeostat.reconcile.calls import Calls
 from homeostat.reconcile.fleet import Fleet
 from homeostat.reconcile.peers import PeerBook
+from homeostat.reconcile.recent import Recent
 from homeostat.reconcile.retried import parsed, retried
 from homeostat.reconcile.settings import Settings
 from homeostat.runtime.controller import Key, Result, Retry
@@ -60,13 +61,15 @@ class MigrationReconciler:
         settings: Settings,
         now: Callable[[], datetime],
         wake: Callable[[Key], None],
+        written: Callable[[Key, VirtualMachineMigration], None],
     ) -> None:
         self._client, self._fleet, self._recorder, self._settings = client, fleet, recorder, settings
-        self._now = now
+        self._now, self._written = now, written
         self._calls, self._planning = Calls(wake), asyncio.Lock()
         self._peers = PeerBook(wake, lambda: (each.metadata.uid for each in fleet.migrations.values()))
         self._hosts = BothHosts(fleet, settings, now, self._calls)
         self._memory: defaultdict[Key, Memory] = defaultdict(Memory)
+        self._recent, self._recent_vms = Recent(), Recent()
 
     async def reconcile(self, key: Key) -> Result:
         """Read, plan or go on: look at both hosts, decide, report, perform one action."""
@@ -87,10 +90,16 @@ class MigrationReconciler:
     # Reading
 
     async def _read(self, key: Key) -> Object | None:
+        known = self._fleet.migrations.get(key)
+        if known is not None and (recent := self._recent.get(key, known.metadata.resource_version)) is not None:
+            return recent
         seen = await self._get(VirtualMachineMigration, *key)
         if seen is None:
             self._fleet.note_migration(key, None)
             self._forget(key)
+            self._recent.forget(key)
+        else:
+            self._recent.put(key, seen)
         return seen
 
     async def _get(self, kind: type[Resource], namespace: str, name: str) -> Object | None:
@@ -98,8 +107,16 @@ class MigrationReconciler:
             return await self._client.get(kind, namespace, name)
 
     async def _vm(self, migration: VirtualMachineMigration) -> VirtualMachine | None:
-        seen = await self._get(VirtualMachine, migration.metadata.namespace, migration.spec.vm_ref.name)
-        return None if seen is None else parsed(VirtualMachine, seen)
+        key = migration.metadata.namespace, migration.spec.vm_ref.name
+        known = self._fleet.vms.get(key)
+        if known is not None and self._recent_vms.get(key, known.metadata.resource_version) is not None:
+            return known
+        seen = await self._get(VirtualMachine, *key)
+        if seen is None:
+            self._recent_vms.forget(key)
+            return None
+        self._recent_vms.put(key, seen)
+        return parsed(VirtualMachine, seen)
 
     def _forget(self, key: Key) -> None:
         self._calls.forget(key)
@@ -254,13 +271,14 @@ class MigrationReconciler:
     ) -> Object:
         with retried("the status could not be written"):
             written = await self._client.apply_status(VirtualMachineMigration, seen, status.wire(), STATUS_MANAGER)
-        self._fleet.note_migration(_key(migration), parsed(VirtualMachineMigration, written))
-        await self._tell(migration, seen, status)
+        after = parsed(VirtualMachineMigration, written)
+        self._recent.put(_key(migration), written)
+        self._fleet.note_migration(_key(migration), after)
+        self._written(_key(migration), after)
+        self._tell(migration, seen, status)
         return written
 
-    async def _tell(
-        self, migration: VirtualMachineMigration, seen: Object, status: VirtualMachineMigrationStatus
-    ) -> None:
+    def _tell(self, migration: VirtualMachineMigration, seen: Object, status: VirtualMachineMigrationStatus) -> None:
         """An Event for each transition of the reason."""
         if status.reason is None or status.reason == migration.status.reason:
             return
@@ -269,7 +287,7 @@ class MigrationReconciler:
         text = found.message if found else row.sentence()
         log.info("is %s: %s", row.state, text)
         warning = row.ready == "False" or row.state == "Ambiguous"
-        await self._recorder.record("VirtualMachineMigration", seen, status.reason, text, warning=warning)
+        self._recorder.record("VirtualMachineMigration", seen, status.reason, text, warning=warning)
 
     # The end
 
@@ -296,7 +314,14 @@ class MigrationReconciler:
 
     async def _finalizers(self, change: Callable[..., Awaitable[Object]], seen: Object) -> Object:
         with retried("the finalizer could not be changed"):
-            return await change(VirtualMachineMigration, seen, FINALIZER)
+            written = await change(VirtualMachineMigration, seen, FINALIZER)
+        migration = parsed(VirtualMachineMigration, written)
+        if migration.metadata.deleting:
+            self._recent.forget(_key(migration))  # it may be gone with its last finalizer
+            return written
+        self._recent.put(_key(migration), written)
+        self._fleet.note_migration(_key(migration), migration)
+        return written
 
 
 def _final(error: HostError) -> bool:

@@ -35,7 +35,10 @@ R = TypeVar("R", bound=Resource)
 log = logging.getLogger(__name__)
 
 FIGURES_SECONDS = 1.0
-"""How long a host's own reconcile waits after a domain has changed: it sums up over all of them."""
+"""How long a host's own reconcile waits after a VM or a domain has changed: it sums up over all of them."""
+
+EVACUATION_SECONDS = 0.2
+"""How long an evacuation waits after one of its VMs or migrations has changed, which several do at once."""
 
 
 class Operator:
@@ -56,7 +59,8 @@ class Operator:
         self.client = Client(transport, namespace)
         self.fleet = Fleet(now, self._room_changed, settings.call_deadline_seconds)
         self._facts: dict[tuple[str, Key], object] = {}
-        shared = (self.client, self.fleet, Recorder(transport, now), settings, now)
+        self._recorder = Recorder(transport, now)
+        shared = (self.client, self.fleet, self._recorder, settings, now)
         self.hypervisors = Controller(
             "hypervisor",
             HypervisorReconciler(*shared, driver, self._host_changed).reconcile,
@@ -64,16 +68,17 @@ class Operator:
             workers=4,
             resync_seconds=settings.resync_seconds,
         )
+        self._vm = VMReconciler(*shared, self._wake_vm, self._vm_changed)
         self.vms = Controller(
             "virtualmachine",
-            VMReconciler(*shared, self._wake_vm).reconcile,
+            self._vm.reconcile,
             keys=self._vm_keys,
             workers=settings.vm_workers,
             resync_seconds=settings.resync_seconds,
         )
         self.migrations = Controller(
             "virtualmachinemigration",
-            MigrationReconciler(*shared, self._wake_migration).reconcile,
+            MigrationReconciler(*shared, self._wake_migration, self._migration_changed).reconcile,
             keys=self._migration_keys,
             workers=settings.migration_workers,
             resync_seconds=settings.resync_seconds,
@@ -86,6 +91,7 @@ class Operator:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._source.run(plurals, self._seen), name="source")
+                group.create_task(self._recorder.run(), name="events")
                 group.create_task(self.hypervisors.run(), name="hypervisors")
                 group.create_task(self._migrations_after_hypervisors(), name="migrations")
                 group.create_task(self._vms_after_the_others(), name="virtualmachines")
@@ -118,32 +124,38 @@ class Operator:
         return [("", name) for name in self.fleet.hypervisors.keys() | there.keys()]
 
     async def _vm_keys(self) -> Iterable[Key]:
-        keys = await self._listed(VirtualMachine, self.fleet.vms, self.fleet.note_vm)
+        keys, doubted = await self._listed(VirtualMachine, self.fleet.vms, self.fleet.note_vm)
+        self.fleet.doubted |= doubted
         if not self.fleet.listed:
             self.fleet.listed = True
-            self._room_changed(frozenset(self.fleet.hypervisors))
+            for name in self.fleet.hypervisors:
+                self.hypervisors.queue.add(("", name))
         return keys
 
     async def _migration_keys(self) -> Iterable[Key]:
-        return await self._listed(VirtualMachineMigration, self.fleet.migrations, self.fleet.note_migration)
+        keys, _ = await self._listed(VirtualMachineMigration, self.fleet.migrations, self.fleet.note_migration)
+        return keys
 
     async def _listed(
         self, kind: type[R], known: Mapping[Key, R], note: Callable[[Key, R | None], None]
-    ) -> Iterable[Key]:
-        """Note all objects of a kind; keys of these, and of those that were known.
+    ) -> tuple[Iterable[Key], set[Key]]:
+        """Note all objects of a kind; keys of these and of those that were known, and which of them the list doubts.
 
         What is known and not listed may be newer than the list: it is forgotten when it is looked at, and not there.
         """
         items = [_parsed(kind, item) for item in await self.client.list_all(kind)]
         there: dict[Key, R] = {(each.metadata.namespace, each.metadata.name): each for each in items if each}
+        doubted = known.keys() - there.keys()
         for key, each in there.items():
-            if not outdated(known.get(key), {"resourceVersion": each.metadata.resource_version}):
+            if outdated(known.get(key), {"resourceVersion": each.metadata.resource_version}):
+                doubted.add(key)
+            else:
                 note(key, each)
         keys = dict.fromkeys([*there, *known])
         gone = [about for about in self._facts if about[0] == kind.plural and about[1] not in keys]
         for about in gone:
             del self._facts[about]
-        return keys
+        return keys, doubted
 
     def _seen(self, plural: str, kind: str, item: dict[str, Any]) -> None:
         """An event: note the object, and look at what it may matter to."""
@@ -151,14 +163,27 @@ class Operator:
         if plural == Hypervisor.plural:
             self.hypervisors.queue.add(key)
         elif plural == VirtualMachine.plural:
-            vm = _parsed(VirtualMachine, item) if there else None
-            if not outdated(self.fleet.vms.get(key), item["metadata"]):
-                self.fleet.note_vm(key, vm)
-            self._wake_vm(key)
-            if self._news((plural, key), evacuation.read_of_vm(vm) if vm else None):
-                self._look_at_evacuations()
+            self._seen_vm(key, item, there=there)
         else:
             self._seen_migration(key, item, there=there)
+
+    def _seen_vm(self, key: Key, item: dict[str, Any], *, there: bool) -> None:
+        vm, version = _parsed(VirtualMachine, item) if there else None, item["metadata"]["resourceVersion"]
+        if there and self._vm.has_written(key, version):
+            return
+        if outdated(self.fleet.vms.get(key), item["metadata"]):
+            self.fleet.doubted.add(key)
+        else:
+            self.fleet.note_vm(key, vm)
+        if not (there and self._vm.has_read(key, version)):
+            self.vms.queue.add(key)
+        self._vm_changed(key, vm)
+
+    def _vm_changed(self, key: Key, vm: VirtualMachine | None) -> None:
+        """Look at what a VM may matter to. Told by a watch, or by its own reconcile when it has written it."""
+        self._wake_migrations(key)
+        if self._news((VirtualMachine.plural, key), evacuation.read_of_vm(vm) if vm else None):
+            self._look_at_evacuations()
 
     def _seen_migration(self, key: Key, item: dict[str, Any], *, there: bool) -> None:
         migration, known = _parsed(VirtualMachineMigration, item), self.fleet.migrations.get(key)
@@ -166,12 +191,18 @@ class Operator:
             self.fleet.note_migration(key, migration if there else None)
         if known is None or not there or known.metadata.resource_version != item["metadata"]["resourceVersion"]:
             self.migrations.queue.add(key)  # else it is a change that its own reconcile has made, or read
-        if migration is not None and (ended(migration) or not there):
+        if migration is not None:
+            self._migration_changed(key, migration, there=there)
+
+    def _migration_changed(self, key: Key, migration: VirtualMachineMigration, *, there: bool = True) -> None:
+        """Look at what a migration may matter to, but for its progress. Told as of a VM."""
+        facts = (migration.metadata.uid, evacuation.read_of_migration(migration)) if there else None
+        if not self._news((VirtualMachineMigration.plural, key), facts):
+            return
+        if ended(migration) or not there:
             self._give_turn(migration)
-        facts = (migration.metadata.uid, evacuation.read_of_migration(migration)) if there and migration else None
-        if self._news((VirtualMachineMigration.plural, key), facts):  # not for progress
-            self.vms.queue.add((key[0], item["spec"]["vmRef"]["name"]))
-            self._look_at_evacuations()
+        self.vms.queue.add((key[0], migration.spec.vm_ref.name))
+        self._look_at_evacuations()
 
     def _news(self, about: tuple[str, Key], facts: object) -> bool:
         """Whether what others read of an object is something else than at its last event; None when it is gone."""
@@ -183,7 +214,7 @@ class Operator:
     def _look_at_evacuations(self) -> None:
         for name, hypervisor in self.fleet.hypervisors.items():
             if hypervisor.spec.maintenance == "Evacuate":
-                self.hypervisors.queue.add(("", name))
+                self.hypervisors.queue.add_after(("", name), EVACUATION_SECONDS)
 
     def _give_turn(self, done: VirtualMachineMigration) -> None:
         """A migration has ended: look at those that may have waited for its place."""
@@ -193,13 +224,16 @@ class Operator:
     def _room_changed(self, hypervisors: frozenset[str]) -> None:
         """Hosts' figures change, and what waits for room may fit now."""
         for name in hypervisors:
-            self.hypervisors.queue.add(("", name))
+            self.hypervisors.queue.add_after(("", name), FIGURES_SECONDS)
         for key in self.fleet.waiting():
             self.vms.queue.add(key)
 
     def _wake_vm(self, key: Key, *, resync: bool = False) -> None:
         """Look at a VM, and at its migrations."""
         self.vms.queue.add(key, resync=resync)
+        self._wake_migrations(key, resync=resync)
+
+    def _wake_migrations(self, key: Key, *, resync: bool = False) -> None:
         for migration in self.fleet.migrations_of(key):
             if not ended(migration):
                 self.migrations.queue.add((key[0], migration.metadata.name), resync=resync)

@@ -81,6 +81,7 @@ class Controller:
             await asyncio.sleep(self._resync_seconds * random.uniform(0.9, 1.1))
 
     async def _work(self) -> None:
+        await self.synced.wait()  # what is decided on one object may rest on what is known of all
         while True:
             key = await self.queue.get()
             current_key.set("/".join(part for part in key if part))
@@ -109,6 +110,8 @@ class Controller:
             log.debug("reconcile failed", exc_info=True)
             return "error"
         self.queue.forget(key)
-        if result.requeue_after is not None:
+        if result.requeue_after is not None and result.requeue_after > 0:
             self.queue.add_after(key, result.requeue_after)
+        elif result.requeue_after is not None:
+            self.queue.add(key)  # with what happened to it meanwhile that is one look, not two
         return "requeue" if result.requeue_after is not None else "done"

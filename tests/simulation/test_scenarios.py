@@ -157,7 +157,7 @@ async def test_a_guest_that_powers_off_for_an_evacuation_that_was_called_off_run
     await world.run_until(lambda: world.condition("vm", "web").get("reason") == "Evacuating")
     await world.settle(10)
     world.edit("hv", "h1", maintenance="Off")
-    await world.run_until(lambda: world.condition("vm", "web").get("reason") == "EvacuationCalledOff")
+    await world.run_until(lambda: world.condition("vm", "web").get("reason") == "EvacuationEnded")
     assert world.ready("web")
     assert world.process("web") is first
     await world.run_until(lambda: world.process("web") not in (None, first), 120)

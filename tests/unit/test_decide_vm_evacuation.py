@@ -104,7 +104,7 @@ def test_a_host_that_was_not_heard_from_may_be_able_to_take_it() -> None:
 def test_a_guest_that_was_asked_goes_on_even_if_it_could_be_moved_now() -> None:
     vm = evacuated()
     assert isinstance(step(vm, running(vm), status=GOING).action, act.Shutdown)
-    assert step(vm, running(vm), status=GOING, maintenance="Off").say.reason == "EvacuationCalledOff"
+    assert step(vm, running(vm), status=GOING, maintenance="Off").say.reason == "EvacuationEnded"
 
 
 def test_it_is_not_while_a_migration_waits_for_its_turn() -> None:
@@ -115,10 +115,10 @@ def test_it_is_not_while_a_migration_waits_for_its_turn() -> None:
 
 def test_that_a_guest_was_asked_is_remembered_for_as_long_as_it_may_obey() -> None:
     vm = evacuated(terminationGracePeriodSeconds=59, runStrategy="RerunOnFailure")
-    early = {"reason": "EvacuationCalledOff", "since": "2025-12-31T23:59:30Z", "host": "a"}
+    early = {"reason": "EvacuationEnded", "since": "2025-12-31T23:59:30Z", "host": "a"}
     late = early | {"since": "2025-12-31T23:59:00Z"}
     decision = step(vm, running(vm), status=early, maintenance="Off")
-    assert (decision.say.reason, decision.requeue_after) == ("EvacuationCalledOff", 30)
+    assert (decision.say.reason, decision.requeue_after) == ("EvacuationEnded", 30)
     assert step(vm, running(vm), status=late, maintenance="Off").say.reason == "Running"
     ran = early | {"domain": {"state": "Running", "reason": "Booted"}}
     obeyed = step(vm, Present(vms.domain(vm, reason="Shutdown")), status=ran, maintenance="Off")

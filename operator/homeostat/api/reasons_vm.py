@@ -142,7 +142,7 @@ VM_GOING_ON: dict[str, Reason] = {
         "It is asked again every 10 s, and its process is ended when spec.terminationGracePeriodSeconds have passed.",
         "To keep it running, set spec.evacuation to Stay.",
     ),
-    "EvacuationCalledOff": Reason(
+    "EvacuationEnded": Reason(
         "Running",
         "True",
         "True",

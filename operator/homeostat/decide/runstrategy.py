@@ -7,7 +7,7 @@ from homeostat.api.observed import ACTIVE_STATES, Domain
 from homeostat.api.virtualmachine import VirtualMachine
 
 EVACUATED = "Evacuated"
-ASKED = ("Evacuating", "EvacuationCalledOff")
+ASKED = ("Evacuating", "EvacuationEnded")
 """Reasons of a VM whose guest may have been asked to power off for its host's evacuation."""
 WAYS_OFF = ("Shutdown", "Crashed", "Destroyed", "Failed", "Unknown", EVACUATED)
 """How a domain went off: as libvirt says it, or for its host's evacuation.

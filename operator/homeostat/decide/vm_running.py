@@ -48,11 +48,11 @@ def _called_off(case: Case, decision: Decision) -> Decision:
     """Remember that the guest was asked to power off for an evacuation, for as long as it may yet do so."""
     if decision.say.reason != "Running" or case.vm.status.reason not in runstrategy.ASKED:
         return decision
-    asked = (case.now - since(case, "EvacuationCalledOff")).total_seconds()
+    asked = (case.now - since(case, "EvacuationEnded")).total_seconds()
     left = case.vm.spec.termination_grace_period_seconds + 1 - asked
     if left <= 0:
         return decision
-    return replace(decision, say=Say("EvacuationCalledOff", decision.say.detail), requeue_after=left)
+    return replace(decision, say=Say("EvacuationEnded", decision.say.detail), requeue_after=left)
 
 
 def _defined(case: Case, place: Place) -> Decision | None:

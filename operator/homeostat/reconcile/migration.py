@@ -269,12 +269,9 @@ class MigrationReconciler:
     async def _write(
         self, migration: VirtualMachineMigration, seen: Object, status: VirtualMachineMigrationStatus
     ) -> Object:
-        with retried("the status could not be written"):
-            written = await self._client.apply_status(VirtualMachineMigration, seen, status.wire(), STATUS_MANAGER)
-        after = parsed(VirtualMachineMigration, written)
-        self._recent.put(_key(migration), written)
-        self._fleet.note_migration(_key(migration), after)
-        self._written(_key(migration), after)
+        change = self._client.apply_status(VirtualMachineMigration, seen, status.wire(), STATUS_MANAGER)
+        written = await self._changed(_key(migration), "the status could not be written", change)
+        self._written(_key(migration), self._fleet.migrations[_key(migration)])
         self._tell(migration, seen, status)
         return written
 
@@ -313,14 +310,20 @@ class MigrationReconciler:
         return Result()
 
     async def _finalizers(self, change: Callable[..., Awaitable[Object]], seen: Object) -> Object:
-        with retried("the finalizer could not be changed"):
-            written = await change(VirtualMachineMigration, seen, FINALIZER)
+        key = seen["metadata"]["namespace"], seen["metadata"]["name"]
+        return await self._changed(
+            key, "the finalizer could not be changed", change(VirtualMachineMigration, seen, FINALIZER)
+        )
+
+    async def _changed(self, key: Key, refused: str, change: Awaitable[Object]) -> Object:
+        """What was written, and is known from now on. What could not be, or may be gone with it, is read anew."""
+        self._recent.forget(key)
+        with retried(refused):
+            written = await change
         migration = parsed(VirtualMachineMigration, written)
-        if migration.metadata.deleting:
-            self._recent.forget(_key(migration))  # it may be gone with its last finalizer
-            return written
-        self._recent.put(_key(migration), written)
-        self._fleet.note_migration(_key(migration), migration)
+        if not migration.metadata.deleting:
+            self._recent.put(key, written)
+        self._fleet.note_migration(key, migration)
         return written
 
 

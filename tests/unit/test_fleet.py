@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 from unittest.mock import Mock
@@ -12,7 +13,7 @@ import pytest
 from homeostat.api.reading import read
 from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.reconcile.fleet import Fleet
-from homeostat.reconcile.operator import Operator
+from homeostat.reconcile.operator import TURN, Operator
 from homeostat.runtime.controller import Key
 from tests.simulation.clock import now, run_virtual
 
@@ -99,6 +100,24 @@ async def test_what_is_known_and_not_listed_is_looked_at_and_known_until_then(op
     api.items = [item(4, "other")]
     assert set(await operator._vm_keys()) == {WEB, ("shop", "other")}
     assert hosts(operator) == ["h1"]
+
+
+@drill
+async def test_a_long_list_is_read_by_turns_and_what_is_known_in_that_version_not_again(
+    operator: Operator, api: Api
+) -> None:
+    names = [f"vm-{number}" for number in range(10 * TURN)]
+    api.items = [item(7, name) for name in names]
+    listing, turns = asyncio.ensure_future(operator._vm_keys()), 0
+    while not listing.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 10
+    before = dict(operator.fleet.vms)
+    api.items[0] = item(8, names[0])
+    await operator._vm_keys()
+    after = operator.fleet.vms
+    assert [name for name in names if after["shop", name] is not before["shop", name]] == [names[0]]
 
 
 @drill

@@ -103,6 +103,32 @@ def test_a_key_that_something_happened_to_comes_before_those_of_a_resync() -> No
     assert run_virtual(main()) == ["c", "d", "a", "b"]
 
 
+def test_workers_that_have_to_wait_for_nothing_leave_others_their_turns() -> None:
+    """Thousands of VMs are at rest, and the lease has to be renewed all the same."""
+    keys = [("shop", str(number)) for number in range(1000)]
+    turns: list[int] = []
+
+    async def drill() -> None:
+        done = 0
+
+        async def reconcile(key: Key) -> Result:
+            nonlocal done
+            done += 1
+            return Result()
+
+        async def listed() -> Iterable[Key]:
+            return keys
+
+        working = asyncio.create_task(Controller("all", reconcile, keys=listed, workers=4).run())
+        while done < len(keys):
+            await asyncio.sleep(0)
+            turns.append(done)
+        working.cancel()
+
+    asyncio.run(drill())
+    assert max(after - before for before, after in zip([0, *turns], turns, strict=False)) <= 4
+
+
 def test_a_key_added_while_it_is_worked_on_is_worked_on_again() -> None:
     async def main() -> int:
         queue: WorkQueue[str] = WorkQueue()

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 FIGURES_SECONDS = 1.0
 """How long a host's own reconcile waits after a VM or a domain has changed: it sums up over all of them."""
 
+TURN = 50
+"""Objects of a list that are read before others have a turn."""
 EVACUATION_SECONDS = 0.2
 """How long an evacuation waits after one of its VMs or migrations has changed, which several do at once."""
 
@@ -143,13 +145,12 @@ class Operator:
 
         What is known and not listed may be newer than the list: it is forgotten when it is looked at, and not there.
         """
-        items = [_parsed(kind, item) for item in await self.client.list_all(kind)]
-        there: dict[Key, R] = {(each.metadata.namespace, each.metadata.name): each for each in items if each}
+        there = await _read_all(kind, await self.client.list_all(kind), known)
         doubted = known.keys() - there.keys()
         for key, each in there.items():
             if outdated(known.get(key), {"resourceVersion": each.metadata.resource_version}):
                 doubted.add(key)
-            else:
+            elif known.get(key) is not each:
                 note(key, each)
         keys = dict.fromkeys([*there, *known])
         gone = [about for about in self._facts if about[0] == kind.plural and about[1] not in keys]
@@ -252,6 +253,25 @@ class Operator:
             known = self.fleet.key_of(uuid)
             for key in [known] if known else self.fleet.waiting():  # what a stranger left may be room for a VM
                 self._wake_vm(key)
+
+
+async def _read_all(kind: type[R], items: list[dict[str, Any]], known: Mapping[Key, R]) -> dict[Key, R]:
+    """The objects of a list, those that can be read; what is known in the same version is not read again."""
+    there: dict[Key, R] = {}
+    for number, item in enumerate(items, 1):
+        meta = item["metadata"]
+        key = meta.get("namespace", ""), meta["name"]
+        old = known.get(key)
+        same = old is not None and (old.metadata.uid, old.metadata.resource_version) == (
+            meta["uid"],
+            meta["resourceVersion"],
+        )
+        each = old if same else _parsed(kind, item)
+        if each is not None:
+            there[key] = each
+        if number % TURN == 0:
+            await asyncio.sleep(0)  # thousands take seconds, and the lease has to be renewed
+    return there
 
 
 def _parsed(kind: type[Any], item: dict[str, Any]) -> Any:

@@ -83,6 +83,7 @@ class Controller:
     async def _work(self) -> None:
         await self.synced.wait()  # what is decided on one object may rest on what is known of all
         while True:
+            await asyncio.sleep(0)  # a pass that asks nobody for anything would give no other task a turn
             key = await self.queue.get()
             current_key.set("/".join(part for part in key if part))
             current_id.set(next(_ids))

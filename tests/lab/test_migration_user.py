@@ -54,9 +54,9 @@ def kubectl(rig: Rig, name: str, *arguments: str) -> Iterator[tuple[subprocess.P
 
 def percents(path: Path) -> list[int]:
     """What the lines of `kubectl get vmmig -w` say in their column %."""
-    head, *lines = path.read_text().splitlines() or [""]
-    at = head.find("%")
-    return [int(found[0]) for line in lines if (found := re.match(r"\d+", line[at:]))]
+    head, *rows = [line.split() for line in path.read_text().splitlines()] or [[]]
+    # By their number, not by their place: kubectl makes a column wider from the row on that needs it.
+    return [int(row[head.index("%")]) for row in rows if len(row) == len(head)]
 
 
 def sentences(rig: Rig, name: str) -> str:

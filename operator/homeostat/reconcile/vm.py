@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -303,7 +304,8 @@ class VMReconciler:
             self._unwritten.pop(key, None)
             return decision.requeue_after, None
         if report.passing(vm, decision) and (left := self._left_to_settle(key)) > 0:
-            return min(left, decision.requeue_after or left), None
+            # A little more: what is left of it then may be less than the clock can tell apart.
+            return min(left + 0.05, decision.requeue_after or math.inf), None
         return decision.requeue_after, status
 
     def _left_to_settle(self, key: Key) -> float:

@@ -18,7 +18,7 @@ WEB = {"metadata": {"name": "web", "namespace": "shop", "uid": "1"}}
 
 
 class Api:
-    """An API server that answers no request before `up`, and refuses the first one."""
+    """An API server that answers no request before `up`, refuses the first one, and breaks at the second."""
 
     def __init__(self) -> None:
         self.up = asyncio.Event()
@@ -30,6 +30,8 @@ class Api:
         self.notes.append(f"{method} {path} {given['body']['message']}")
         if len(self.notes) == 1:
             raise ApiError(403, "Forbidden", "not you")
+        if len(self.notes) == 2:
+            raise RuntimeError("nobody foresaw this")
         return {}
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from homeostat.api.meta import API_VERSION, rfc3339
-from homeostat.kube.transport import ApiError, ApiUnreachable, Transport
+from homeostat.kube.transport import Transport
 
 log = logging.getLogger(__name__)
 MAX_NOTE = 1024
@@ -63,5 +63,5 @@ class Recorder:
     async def _write(self, namespace: str, event: dict[str, Any]) -> None:
         try:
             await self._transport.request("POST", f"/api/v1/namespaces/{namespace}/events", body=event)
-        except (ApiError, ApiUnreachable) as error:
+        except Exception as error:  # whatever it is: the operator would end with this task
             log.info("an event could not be written: %s", error)

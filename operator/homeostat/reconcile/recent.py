@@ -20,8 +20,12 @@ class Recent:
         self._seen: dict[Key, tuple[float, Object]] = {}
 
     def put(self, key: Key, seen: Object) -> None:
-        """Take note of an object as it was read or written now."""
-        self._seen[key] = asyncio.get_running_loop().time(), seen
+        """Take note of an object as it was read or written now; nothing is kept of what was put long ago."""
+        now = asyncio.get_running_loop().time()
+        self._seen.pop(key, None)
+        self._seen[key] = now, seen
+        while now - next(iter(self._seen.values()))[0] >= RECENT_SECONDS:
+            del self._seen[next(iter(self._seen))]
 
     def get(self, key: Key, version: str | None) -> Object | None:
         """The object, if it was put not long ago, and `version`, the newest that is known, is its resourceVersion."""

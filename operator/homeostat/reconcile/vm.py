@@ -106,6 +106,7 @@ class VMReconciler:
         """One step from the object as it is; what was written to that is returned, to be decided on."""
         vm = parsed(VirtualMachine, seen)
         self._fleet.note_vm(key, vm)
+        self._fleet.doubted.discard(key)  # not before it could be understood
         view, decision = await self._decide(key, vm, await self._migration(key, vm))
         meanwhile = functools.partial(self._report, key, vm, seen, view, decision)
         acted = await self._perform(key, seen, decision, meanwhile)
@@ -125,7 +126,6 @@ class VMReconciler:
     async def _read(self, key: Key) -> Object | None:
         with retried("the VM could not be read"):
             seen = await self._client.get(VirtualMachine, *key)
-        self._fleet.doubted.discard(key)
         if seen is None:
             self._forget(key)
         else:
@@ -149,6 +149,7 @@ class VMReconciler:
 
     def _forget(self, key: Key) -> None:
         self._fleet.note_vm(key, None)
+        self._fleet.doubted.discard(key)
         for memory in (self._asked, self._failed, self._unwritten, self._read_last, self._wrote):
             memory.pop(key, None)
         self._addresses.forget(key)

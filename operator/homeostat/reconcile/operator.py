@@ -70,10 +70,10 @@ class Operator:
             workers=4,
             resync_seconds=settings.resync_seconds,
         )
-        self._vm = VMReconciler(*shared, self._wake_vm, self._vm_changed)
+        self._vm_reconciler = VMReconciler(*shared, self._wake_vm, self._vm_changed)
         self.vms = Controller(
             "virtualmachine",
-            self._vm.reconcile,
+            self._vm_reconciler.reconcile,
             keys=self._vm_keys,
             workers=settings.vm_workers,
             resync_seconds=settings.resync_seconds,
@@ -170,13 +170,13 @@ class Operator:
 
     def _seen_vm(self, key: Key, item: dict[str, Any], *, there: bool) -> None:
         vm, version = _parsed(VirtualMachine, item) if there else None, item["metadata"]["resourceVersion"]
-        if there and self._vm.has_written(key, version):
+        if there and self._vm_reconciler.has_written(key, version):
             return
         if outdated(self.fleet.vms.get(key), item["metadata"]):
             self.fleet.doubted.add(key)
         else:
             self.fleet.note_vm(key, vm)
-        if not (there and self._vm.has_read(key, version)):
+        if not (there and self._vm_reconciler.has_read(key, version)):
             self.vms.queue.add(key)
         self._vm_changed(key, vm)
 

@@ -59,7 +59,7 @@ class VMReconciler:
         written: Callable[[Key, VirtualMachine], None],
     ) -> None:
         self._client, self._fleet, self._recorder = client, fleet, recorder
-        self._settings, self._now, self._told = settings, now, written
+        self._settings, self._now, self._written = settings, now, written
         self._addresses = AddressBook(settings.sweep_seconds, wake)
         self._asked: dict[Key, float] = {}  # when the guest was last asked to power off
         self._failed: dict[Key, Failure] = {}  # the last action that raised, until a decision has counted it
@@ -144,7 +144,7 @@ class VMReconciler:
         vm = parsed(VirtualMachine, written)
         self._fleet.note_vm(key, vm)
         self._wrote.setdefault(key, deque(maxlen=MAX_STEPS)).append(vm.metadata.resource_version)
-        self._told(key, vm)
+        self._written(key, vm)
         return vm
 
     def _forget(self, key: Key) -> None:

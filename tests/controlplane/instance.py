@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
@@ -140,8 +141,9 @@ class ControlPlane:
                 process.kill()
             shutil.rmtree(self.directory)
         for parent in (self.directory.parent, self.directory.parent.parent):
-            if parent.name in ("controlplane", "homeostat") and not any(parent.iterdir()):
-                parent.rmdir()
+            if parent.name in ("controlplane", "homeostat"):
+                with suppress(OSError):  # it holds another, or another removed it
+                    parent.rmdir()
 
     def is_healthy(self) -> bool:
         """Return whether every process lives and the API server says it is ready."""

@@ -25,7 +25,14 @@ def is_free(port: int) -> bool:
 
 
 def _taken(root: Path) -> set[int]:
-    return {port for file in root.glob(f"*/{FILE}") for port in json.loads(file.read_text()).values()}
+    return {port for directory in root.iterdir() for port in _recorded(directory / FILE)}
+
+
+def _recorded(file: Path) -> list[int]:
+    try:
+        return list(json.loads(file.read_text()).values())
+    except (FileNotFoundError, NotADirectoryError):  # it has none yet, or is being removed
+        return []
 
 
 def allocate(directory: Path, roles: tuple[str, ...]) -> dict[str, int]:

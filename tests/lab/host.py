@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from tests.files import below
 from tests.lab.processes import LabError, Process, end, in_namespace, inner_pid, run
 
 NAMESPACE = uuid.UUID("6c61622e-686f-4d65-8f73-746174000000")
@@ -417,7 +419,8 @@ class Host:
 
     def volumes(self, pool: str) -> dict[str, int]:
         """File name -> size in bytes of everything in a pool's folder."""
-        return {file.name: file.stat().st_size for file in self.pool_path(pool).iterdir() if file.is_file()}
+        found = below(self.pool_path(pool))
+        return {file.name: each.st_size for file, each in found.items() if stat.S_ISREG(each.st_mode)}
 
     def disk_full(self, pool: str = "tiny") -> None:
         """Fill a pool's storage to the last byte. LabError unless the pool has storage of its own."""

@@ -113,7 +113,7 @@ class Rig:
                 for domain in host.domains():  # of no VM: a drill made it, or a VM released it
                     host.forget(domain.uuid)
                 for file in host.outside(CONSOLE_FOLDER).glob("*-console.log*"):
-                    file.unlink()  # the next VM of the name would go on with it
+                    file.unlink(missing_ok=True)  # the next VM of the name would go on with it
                 for pool in ("default", "shared", "tiny"):
                     for volume in [name for name in host.volumes(pool) if "_" in name]:
                         (host.pool_path(pool) / volume).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.controlplane import ControlPlane
+from tests.files import below
 from tests.lab.lab import Lab
 from tests.lab.processes import run
 from tests.lab.rig import ROOT, Rig
@@ -56,7 +57,8 @@ def make(target: str, *variables: str) -> str:
 def left_of(name: str, network: int | None) -> list[str]:
     """What there is on this machine of a demo, a lab or a control plane of this name."""
     processes = [line for line in run("ps", "-ww", "-eo", "pid,args").splitlines() if name in line]
-    return [*processes, *map(str, STATE.glob(f"**/{name}*")), *traces(name, network)]
+    files = [str(path) for path in below(STATE) if path.name.startswith(name)]
+    return [*processes, *files, *traces(name, network)]
 
 
 @pytest.fixture

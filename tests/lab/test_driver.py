@@ -25,6 +25,7 @@ from homeostat.hosts.driver import (
     STORAGE_VOL_EXIST,
     HostError,
 )
+from tests.files import below
 from tests.lab import Host, Lab
 from tests.lab.driving import BASE, IMAGES, Driven, Guest, defined, driving, eventually, failure, guest, run
 from tests.lab.relay import Relay
@@ -129,7 +130,7 @@ async def listed(driven: Driven, one: Guest) -> tuple[str, str]:
 
 def owners(host: Host, one: Guest) -> set[tuple[int, int]]:
     """Who owns the files of its disks."""
-    found = [file.stat() for file in host.pool_path("default").iterdir() if file.name.startswith(one.uuid)]
+    found = [stat for file, stat in below(host.pool_path("default")).items() if file.name.startswith(one.uuid)]
     assert len(found) == 2
     return {(file.st_uid, file.st_gid) for file in found}
 

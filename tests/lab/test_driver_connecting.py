@@ -18,6 +18,7 @@ from homeostat.api.observed import Credentials
 from homeostat.hosts.driver import HostUnreachable
 from homeostat.hosts.libvirt_driver import LibvirtDriver
 from homeostat.hosts.reasons import explain
+from tests.files import below
 from tests.lab import Host, Lab
 from tests.lab.driving import (
     QUICK,
@@ -154,7 +155,7 @@ def test_a_host_with_an_expired_certificate_or_another_name_is_not_trusted(lab: 
 
 def modes(folder: Path) -> list[int]:
     """Modes of everything below a folder."""
-    return [path.stat().st_mode & 0o777 for path in sorted(folder.rglob("*"))]
+    return [stat.st_mode & 0o777 for stat in below(folder).values()]
 
 
 def test_tls_works_and_leaves_no_key_behind(
@@ -165,10 +166,13 @@ def test_tls_works_and_leaves_no_key_behind(
         one = guest()
         with Relay(host.address, 16514) as relay:
             relay.muted.set()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(LibvirtDriver().open(relay.uri.replace("tcp", "tls"), secret), 0.5)
+            opening = asyncio.create_task(LibvirtDriver().open(relay.uri.replace("tcp", "tls"), secret))
+            await eventually(lambda: len(modes(tmp_path)) == 4, "the files of the attempt")
+            await asyncio.sleep(0.2)
             assert modes(tmp_path) == [0o700, 0o600, 0o600, 0o600]
+            opening.cancel()
             await eventually(lambda: modes(tmp_path) == [], "the files of the attempt are gone", 5)
+            assert opening.cancelled()
         async with driving(host.uri_tls, QUICK, secret) as driven, defined(driven, one):
             await driven.do(act.Start("", one.uuid))
             assert host.qemu_pid(one.uuid)

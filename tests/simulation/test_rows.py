@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -183,6 +184,18 @@ async def test_it_ends_by_itself_and_the_vm_runs_once(
     assert row in rows
     await world.run_until(lambda: world.ready("web"), 900)
     await world.rest()
+
+
+@pytest.mark.parametrize("tenths", range(0, 10, 3))
+@in_world()
+async def test_a_process_is_ended_no_sooner_than_its_grace_period_though_records_have_whole_seconds(
+    world: World, tenths: int
+) -> None:
+    await asyncio.sleep(tenths / 10)
+    pair = await laid(world, "held", "arrived")
+    seconds = await world.run_until(lambda: len(processes(pair)) == 1, 120)
+    assert seconds >= world.settings.migration_grace_seconds
+    assert (await pair.until_decided())[0] == "Migrated"
 
 
 ASKS = [

@@ -64,7 +64,7 @@ def test_every_reason_that_closes_a_host_is_a_part_of_a_sentence() -> None:
 
 def test_silence_is_as_old_as_the_condition_that_says_so() -> None:
     silent = HostAnswer(reachable=False, reason="Unreachable", message="no", since=NOW)
-    seen = status(hypervisor(), silent, ("Unreachable", "no"), NOTHING, "cluster", NOW)
+    seen = status(hypervisor(), silent, ("Unreachable", "no"), NOTHING, "cluster", NOW + timedelta(seconds=1))
     assert silent_since(hypervisor().model_copy(update={"status": seen})) == NOW
     heard = status(hypervisor(), HostAnswer(reachable=True, facts=FACTS), ("Connected", ""), NOTHING, "cluster", NOW)
     assert silent_since(hypervisor().model_copy(update={"status": heard})) is None

@@ -308,7 +308,8 @@ def _conditions(
         answer.reason or ("Answers" if answer.reachable else "NotAsked"),
         answer.message or ("The host answers." if answer.reachable else "The host was not asked yet."),
         generation,
-        now,
+        # What its VMs say since when it is silent has to be what the next operator reads here, to the second.
+        answer.since if reach == "False" and answer.since else now,
     )
     schedulable: Truth = "True" if reason == "Connected" else "False"
     conditions = set_condition(conditions, "Schedulable", schedulable, reason, text, generation, now)

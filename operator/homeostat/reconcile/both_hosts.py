@@ -110,7 +110,7 @@ class BothHosts:
             target,
             since=first_seen(migration, source, target, now),
             now=now,
-            grace=self.settings.migration_grace_seconds,
+            grace=self.settings.migration_grace_seconds + 1,  # times on record are whole seconds: one may be that early
             request=self._request(attempt, policy),
             calling=self.calls.calling(key),
             called=self.calls.age(key),

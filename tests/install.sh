@@ -36,7 +36,7 @@ fi
 
 export DEBIAN_FRONTEND=noninteractive
 echo "install: reading the package lists"
-apt-get update -q
+apt-get update -q -o DPkg::Lock::Timeout=300
 if [ ${#missing[@]} -eq 0 ]; then exit 0; fi
 
 had_libvirt=no
@@ -51,7 +51,7 @@ if [ ! -e $policy ]; then
 fi
 
 echo "install: ${missing[*]}"
-apt-get install -q -y -o Dpkg::Use-Pty=0 --no-install-recommends "${missing[@]}"
+apt-get install -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 --no-install-recommends "${missing[@]}"
 
 # A libvirtd that was not wanted before must not come up at the next boot either.
 if [ $had_libvirt = no ] && command -v systemctl >/dev/null; then

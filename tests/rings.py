@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 FIGURE = "figure"
 RINGS = ("unit", "simulation", "api", "lab")
@@ -37,6 +38,14 @@ def ring_of(node_id: str) -> str | None:
     """Return the ring of a test or of a folder of tests, such as "api" for tests/api/test_rules.py."""
     parts = Path(node_id.partition("::")[0]).parts
     return parts[1] if len(parts) > 1 and parts[0] == "tests" and parts[1] in RINGS else None
+
+
+def pytest_configure() -> None:
+    """No property fails because the machine is slow; one that fails by chance says how to have it again."""
+    settings.register_profile(
+        "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    )
+    settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,7 +34,7 @@ from tests.simulation.honesty_api import (
 from tests.simulation.world import World
 
 HYPERVISORS = "/apis/homeostat.dev/v1alpha1/hypervisors"
-WATCH_SECONDS = 1
+WATCH_SECONDS = 10
 Script = Callable[[Api], Awaitable[None]]
 Told = list[tuple[str, str, Any, Any]]
 """What a watch tells: (type, name, finalizers, state)."""

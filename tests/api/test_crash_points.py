@@ -97,12 +97,21 @@ async def live(w: World, at_creation: Point | None = None, at_deletion: Point | 
     try:
         await strike(w, w.create_vm, at_creation)
         uid = await come_to_run(w)
-        written = w.writes()
+        written = await settled(w)
         await strike(w, w.delete_vm, at_deletion)
         await come_to_an_end(w, uid)
     except AssertionError as error:
         raise AssertionError(f"{at_creation}, then {at_deletion}: {error}") from error
     return written
+
+
+async def settled(w: World) -> list[str]:
+    """All that was written, once nothing is added: Events are written one after the other, beside everything else."""
+    before: list[str] | None = None
+    while (now := w.writes()) != before:
+        before = now
+        await asyncio.sleep(SETTLE_SECONDS)
+    return now
 
 
 async def strike(w: World, act: Callable[[], Awaitable[None]], point: Point | None) -> None:

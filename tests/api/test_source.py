@@ -14,6 +14,7 @@ import pytest
 from homeostat.api.meta import GROUP, VERSION
 from homeostat.kube.source import KopfSource
 from tests.controlplane import ControlPlane, GivenControlPlane
+from tests.controlplane.instance import ControlPlaneError
 
 PLURAL = "gadgets"
 NAME = f"{PLURAL}.{GROUP}"
@@ -60,13 +61,20 @@ def test_what_is_served_later_is_watched_then(
             await asyncio.sleep(0.1)
         raise AssertionError(f"waited {SECONDS} s for {what}")
 
+    def created() -> bool:
+        try:
+            cluster.kubectl("apply", "-f", "-", stdin=json.dumps(GADGET))
+        except ControlPlaneError:
+            return False
+        return True
+
     async def watch() -> None:
         source = KopfSource(str(cluster.kubeconfig), "default")
         running = asyncio.create_task(source.run((PLURAL, "hypervisors"), seen))
         await until(lambda: f"does not serve {PLURAL}" in caplog.text, "a look that is too early")
         await asyncio.to_thread(cluster.kubectl, "create", "-f", "-", stdin=json.dumps(CRD))
         await asyncio.to_thread(cluster.kubectl, "wait", "crd", NAME, "--for=condition=Established")
-        await asyncio.to_thread(cluster.kubectl, "create", "-f", "-", stdin=json.dumps(GADGET))
+        await until(created, "the API server to serve what it has established")
         await until(lambda: (PLURAL, "one") in found, "it to be seen")
         running.cancel()
         with suppress(asyncio.CancelledError):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-END_SECONDS = 10.0
+END_SECONDS = 60.0
 
 
 def identity(pid: int) -> str | None:

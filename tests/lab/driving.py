@@ -23,7 +23,7 @@ from homeostat.hosts.perform import perform
 from tests.lab import Host
 
 IMAGES, BASE = "/var/lib/libvirt/images", "/var/lib/libvirt/base"
-QUICK = DriverSettings(keepalive_interval=1, keepalive_count=2, deadline=3, long_deadline=4, agent_deadline=3)
+QUICK = DriverSettings(keepalive_interval=1, keepalive_count=2)
 
 
 @dataclass
@@ -136,11 +136,11 @@ async def defined(driven: Driven, one: Guest) -> AsyncIterator[Guest]:
 
 
 @asynccontextmanager
-async def hung(host: Host) -> AsyncIterator[tuple[Driven, str]]:
-    """A running VM whose QEMU is stopped: a call to its monitor does not come back."""
+async def hung(host: Host, deadline: float = QUICK.deadline) -> AsyncIterator[tuple[Driven, str]]:
+    """A running VM whose QEMU is stopped: a call to its monitor does not come back, and is given up after so long."""
     one = guest()
     async with driving(host.uri_tcp) as steady, defined(steady, one):
-        async with driving(host.uri_tcp, QUICK) as driven:
+        async with driving(host.uri_tcp, replace(QUICK, deadline=deadline)) as driven:
             await driven.do(act.Start("", one.uuid))
             host.freeze_qemu(one.uuid)
             try:
@@ -163,7 +163,7 @@ async def remove(driven: Driven, one: Guest) -> None:
             await driven.do(act.DeleteVolume("", "default", volume.name))
 
 
-async def eventually(condition: Callable[[], object], what: str, seconds: float = 20) -> float:
+async def eventually(condition: Callable[[], object], what: str, seconds: float = 60) -> float:
     """Wait for something to be seen; how many seconds it took."""
     begun = time.monotonic()
     while not condition():

@@ -302,11 +302,11 @@ class Host:
         return bool(run("timeout", "5", "virsh", "-q", "-c", self.uri_tcp, "uri", check=False))
 
     def _until(self, done: Callable[[], bool], what: str, log: Path) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not done():
             if time.monotonic() > deadline:
                 words = log.read_text()[-2000:] if log.exists() else ""
-                raise LabError(f"{self.name}: no {what} after 30 s: {words}")
+                raise LabError(f"{self.name}: no {what} after 90 s: {words}")
             time.sleep(0.02)
 
     def remove(self) -> None:
@@ -326,7 +326,7 @@ class Host:
         """End a QEMU by a signal; returns its pid once it is gone."""
         process = self._qemu(domain)
         process.signal(number)
-        if not process.wait(10):
+        if not process.wait(60):
             raise LabError(f"QEMU {process.pid} of {domain} did not end within 10 s of signal {number}")
         return process.pid
 
@@ -416,6 +416,11 @@ class Host:
             if path and self.outside(path).exists():
                 return self.outside(path).read_text(errors="replace")
         return ""
+
+    def writes(self, domain: str) -> bool:
+        """Whether a guest that restless.S describes has begun: the first page that it writes to was zero before."""
+        shown = self.virsh("qemu-monitor-command", domain, "--hmp", "xp /1xw 0x1000000")
+        return shown.split()[-1] != "0x00000000"
 
     def volumes(self, pool: str) -> dict[str, int]:
         """File name -> size in bytes of everything in a pool's folder."""

@@ -205,7 +205,7 @@ class Lab:
         folder, program = self.directory / "recorder", SOURCE / "recorder.py"
         log = folder / "log"
         run("sh", "-c", f"setsid -f {sys.executable} -I {program} {folder} </dev/null >{log} 2>&1")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not self.recorder:
             if time.monotonic() > deadline:
                 raise LabError(f"the recorder did not start: {log.read_text()}")

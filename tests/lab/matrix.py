@@ -37,13 +37,13 @@ CALL = ("migrateSetMaxDowntime", "migratePerform3Params")
 NEVER_ANSWERED = {(each, "hang") for each in CALL}
 """Left out: the call that migrates has no deadline, as it lasts as long as the migration; keep-alive ends it."""
 PAGE = ROOT / "docs" / "matrix.md"
-SETTINGS = SHORT | {"call_deadline_seconds": 4, "api_timeout_seconds": 4}
+SETTINGS = SHORT | {"migration_grace_seconds": 3, "call_deadline_seconds": 4, "api_timeout_seconds": 4}
 DISK = {"name": "data", "pool": "shared", "size": "1Mi", "deletionPolicy": "Delete"}
 SECONDS = 90.0
 MIGRATIONS = "virtualmachinemigrations"
 SLOW = {"bandwidth": "2Mi"}
 """Slow enough to be seen on its way."""
-ARRIVED = 3.5
+ARRIVED = 8
 """Seconds after which what was held up for 3 has arrived."""
 
 
@@ -368,6 +368,7 @@ LIFE = Scenario(
     "A VM's life",
     "Declared until Running, deleted until gone. In each cell the seconds until Running, and from deletion until gone.",
     Bed.life,
+    {"PATCH status": 3, "PATCH object": 2, "poolRefresh": 2},
 )
 MIGRATE = Scenario(
     "migrate",

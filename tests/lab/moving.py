@@ -75,12 +75,12 @@ class Move:
 
     async def until_job(self, condition: Callable[[Out], bool]) -> Out:
         """The outgoing job once it is so."""
-        for _attempt in range(200):
+        for _attempt in range(1200):
             job = await self.source.connection.job(self.one.uuid)
             if isinstance(job, Out) and condition(job):
                 return job
             await asyncio.sleep(0.05)
-        raise AssertionError(f"not within 10 s; the job is {job}")
+        raise AssertionError(f"not within 60 s; the job is {job}")
 
     async def seen(self) -> tuple[Seen, Seen]:
         """The domain on source and target: the job is asked first, as the informer does."""
@@ -147,7 +147,8 @@ async def moving(lab: Lab, source: int = 0, target: int = 1, pool: str = "shared
             await move.source.do(move.one.define())
             await move.source.do(act.Start("", move.one.uuid))
             await eventually(lambda: move.running()[0], "its CPUs run")
-            await asyncio.sleep(1)  # SeaBIOS
+            await eventually(lambda: move.hosts[0].writes(move.one.uuid), "the guest writes to its memory", 60)
+            await asyncio.sleep(1)  # to all of it
             yield move
         finally:
             await _remove(move, pool)
@@ -176,4 +177,4 @@ def drilled(
             await drill(move)
             lab.assert_never_two(move.one.uuid)
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 180))

@@ -31,7 +31,7 @@ SHORT = {
     "keepalive_interval_seconds": 1,
     "keepalive_count": 3,
     "secret_resync_seconds": 1,
-    "migration_grace_seconds": 3,
+    "migration_grace_seconds": 5,
     "migration_resume_seconds": 3,
     "migration_write_seconds": 1,
 }
@@ -49,6 +49,7 @@ class Rig:
     def prepare(self) -> None:
         """CRDs, the operator's namespace, a Hypervisor for each host; the operator is started."""
         self.kubectl("apply", "-f", str(ROOT / "crds"))
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(ROOT / "crds"))
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         for number, host in enumerate(self.lab.hosts, 1):
             self.apply(hypervisor(f"h{number}", host.uri_tcp))
@@ -121,7 +122,6 @@ class Rig:
     def _delete(self, seconds: float) -> None:
         self._recover()
         self.kubectl("delete", "vmmig", "--all", "-A", "--wait=false")
-        self.kubectl("annotate", "vm", "--all", "-A", "homeostat.dev/reconcile-")
         names = self._names("vm")
         for namespace, name in names:
             self._end(name, namespace)
@@ -134,7 +134,8 @@ class Rig:
     def _end(self, name: str, namespace: str) -> None:
         """Have a VM deleted at once. One that a drill has deleted may go at any moment."""
         try:
-            self.patch("vm", name, {"spec": {"terminationGracePeriodSeconds": 0}}, namespace)
+            own = {"metadata": {"annotations": {"homeostat.dev/reconcile": None}}}
+            self.patch("vm", name, own | {"spec": {"terminationGracePeriodSeconds": 0}}, namespace)
             self._confirm_off(name, namespace)
             self.delete("vm", name, namespace)
         except ControlPlaneError:
@@ -207,6 +208,11 @@ class Rig:
 
         Returns its UID.
         """
+        self.declare(name, namespace, **spec)
+        return self.uuid(name, namespace)
+
+    def declare(self, name: str, namespace: str = "default", **spec: Any) -> None:
+        """As `vm`, without looking whether it is there."""
         whole = {"memory": {"size": "64Mi"}, "terminationGracePeriodSeconds": 0} | spec
         self.apply(
             {
@@ -216,16 +222,23 @@ class Rig:
                 "spec": whole,
             }
         )
-        return self.uuid(name, namespace)
 
     def request(self, name: str, request: str, **power: str) -> None:
         """Ask once for a start or a restart of a VM, as spec.power.request does."""
         self.patch("vm", name, {"spec": {"power": {"request": request} | power}})
 
     def says(self, name: str, reason: str, seconds: float = 60) -> str:
-        """Wait until status.reason of a VM is this; returns the message of Ready."""
-        self.until(lambda: self.reason("vm", name) == reason, f"VM {name} to say {reason}", seconds)
-        return str(self.condition("vm", name, "Ready").get("message", ""))
+        """Wait until status.reason of a VM is this; returns the message that Ready had then."""
+        status: Object = {}
+
+        def said() -> bool:
+            status.clear()
+            status.update(self.status("vm", name))
+            return status.get("reason") == reason
+
+        self.until(said, f"VM {name} to say {reason}", seconds)
+        ready = [each for each in status.get("conditions", []) if each["type"] == "Ready"]
+        return str(ready[0].get("message", "")) if ready else ""
 
     def processes(self, uuid: str) -> int:
         """How many QEMU processes of this domain were ever started, on all hosts."""

@@ -8,6 +8,7 @@ import shutil
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -173,7 +174,7 @@ def test_a_full_disk_is_told_in_the_words_of_libvirt_tried_ever_more_rarely_and_
         assert rig.operator.log.count("full") - tries < 3
     finally:
         host.disk_freed()
-    rig.running("full", seconds=20)
+    rig.running("full")
 
 
 def test_a_pool_that_is_not_active_is_told_and_used_once_it_is(rig: Rig) -> None:
@@ -184,7 +185,7 @@ def test_a_pool_that_is_not_active_is_told_and_used_once_it_is(rig: Rig) -> None
         assert "ool 'tiny' on Hypervisor h1" in rig.says("idle", "PoolUnavailable")
     finally:
         host.virsh("pool-start", "tiny")
-    rig.running("idle", seconds=20)
+    rig.running("idle")
 
 
 # Hosts that cannot be used
@@ -232,12 +233,11 @@ def test_a_host_that_cannot_be_reached_says_how_and_is_used_once_its_uri_is_righ
     rig.running("web")
     pid = host.qemu_pid(uuid)
     rig.patch("hv", "h3", {"spec": {"uri": address(host)}})
-    rig.until(lambda: rig.state("hv", "h3") == "Unreachable", "it to be told")
+    rig.until(lambda: rig.condition("hv", "h3", "Reachable")["reason"] in reasons.split(), "it to be told")
     reachable = rig.condition("hv", "h3", "Reachable")
-    assert reachable["reason"] in reasons.split()
     assert all(word in reachable["message"] for word in words), reachable["message"]
     rig.patch("hv", "h3", {"spec": {"uri": host.uri_tcp}})
-    rig.until(lambda: rig.state("hv", "h3") == "Ready", "it to be Ready again", 20)
+    rig.until(lambda: rig.state("hv", "h3") == "Ready", "it to be Ready again")
     rig.running("web")
     assert host.qemu_pid(uuid) == pid
 
@@ -246,10 +246,10 @@ def test_a_host_that_takes_connections_and_never_answers_is_told_and_not_flooded
     silent = Silent()
     try:
         rig.apply(hypervisor("mute", silent.uri))
-        rig.until(lambda: rig.state("hv", "mute") == "Unreachable", "it to be told", 20)
+        rig.until(lambda: rig.state("hv", "mute") == "Unreachable", "it to be told")
         assert "does not answer to a connection attempt" in rig.condition("hv", "mute", "Ready")["message"]
-        taken = len(silent.taken)
-        rig.stays(lambda: len(silent.taken) - taken <= 2, "not flooded", 4)
+        taken, begun = len(silent.taken), time.monotonic()
+        rig.stays(lambda: len(silent.taken) - taken <= 2 + (time.monotonic() - begun) / 3, "not flooded", 4)
         rig.vm("here", placement={"host": "mute"})
         assert "Hypervisor mute: Unreachable" in rig.says("here", "NoHost")
         rig.vm("elsewhere")

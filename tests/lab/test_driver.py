@@ -165,7 +165,7 @@ async def until_agent(driven: Driven, one: Guest) -> None:
 
 
 async def eventually_seen(driven: Driven, one: Guest, state: tuple[str, str]) -> None:
-    for _attempt in range(100):
+    for _attempt in range(400):
         if await seen(driven, one) == state:
             return
         await asyncio.sleep(0.05)
@@ -292,7 +292,7 @@ def test_what_others_do_is_heard(lab: Lab) -> None:
                 driven.events.clear()
                 verb, *options = command
                 await asyncio.to_thread(host.virsh, verb, one.uuid, *options, *["x"] * (verb == "desc"))
-                await eventually(lambda: driven.events, f"an event for {verb}", 5)
+                await eventually(lambda: driven.events, f"an event for {verb}")
                 assert {event.uuid for event in driven.events} == {one.uuid}
 
     run(drill())

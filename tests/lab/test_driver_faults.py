@@ -28,7 +28,7 @@ pytestmark = pytest.mark.lab
 @pytest.mark.parametrize("fault", ["cut", "freeze_libvirtd", "kill_libvirtd", "power_off"])
 def test_a_lost_host_is_noticed_once_and_ends_every_call(host: Host, fault: str) -> None:
     async def drill() -> None:
-        async with driving(host.uri_tcp, QUICK) as driven:
+        async with driving(host.uri_tcp, replace(QUICK, connect_timeout=60)) as driven:
             getattr(host, fault)()
             begun = time.monotonic()
             calls = [
@@ -38,8 +38,8 @@ def test_a_lost_host_is_noticed_once_and_ends_every_call(host: Host, fault: str)
             ]
             errors = await asyncio.gather(*map(failure, calls))
             assert {type(error) for error in errors} == {HostUnreachable}
-            assert time.monotonic() - begun < 8
-            await eventually(lambda: driven.closed, "the loss is told", 8)
+            assert time.monotonic() - begun < 30, "it is keep-alive that notices, long before any deadline"
+            await eventually(lambda: driven.closed, "the loss is told")
             assert isinstance(await failure(driven.connection.domains()), HostUnreachable)
             assert len(driven.closed) == 1
             assert explain(HostUnreachable(0, driven.closed[0]))[0] in {"NotResponding", "ConnectionLost"}
@@ -80,11 +80,13 @@ def test_connections_that_are_not_needed_any_more_are_closed(host: Host, monkeyp
             async with driving(relay.uri) as driven:
                 await asyncio.gather(*(driven.connection.volumes("default") for _ in range(4)))
                 assert relay.open >= 6
-                await eventually(lambda: relay.open == 1, "only the one for events is left", 5)
+                monkeypatch.setattr(links, "IDLE_SECONDS", 0.5)
+                calls = [driven.connection.facts(), *(driven.connection.volumes("default") for _ in range(4))]
+                await asyncio.gather(*calls)
+                await eventually(lambda: relay.open == 1, "only the one for events is left")
                 await driven.connection.domains()
                 assert driven.closed == []
 
-    monkeypatch.setattr(links, "IDLE_SECONDS", 0.5)
     run(drill())
 
 
@@ -93,19 +95,19 @@ def test_connections_that_are_not_needed_any_more_are_closed(host: Host, monkeyp
 
 def test_a_call_that_hangs_ends_at_its_deadline_and_harms_no_other_kind(host: Host) -> None:
     async def drill() -> None:
-        async with hung(host) as (driven, uuid):
-            begun = time.monotonic()
+        async with hung(host, deadline=6) as (driven, uuid):
+            begun, answered = time.monotonic(), 0
             call = asyncio.create_task(failure(driven.connection.suspend(uuid)))
             while not call.done():
-                asked = time.monotonic()
                 assert uuid in {row.uuid for row in await driven.connection.domains()}
                 await driven.connection.volumes("default")
-                assert time.monotonic() - asked < 1
+                answered += not call.done()
                 await asyncio.sleep(0.1)
             error = await call
+            assert answered > 1, "others do not wait for what hangs"
             assert isinstance(error, HostUnreachable)
-            assert "not answered within 3 s" in error.message
-            assert 2.9 < time.monotonic() - begun < 6
+            assert "not answered within 6 s" in error.message
+            assert time.monotonic() - begun > 5.9
             assert driven.closed == [], "the host itself is still there"
             host.thaw_qemu(uuid)
             await driven.do(act.Destroy("", uuid))
@@ -144,7 +146,7 @@ def test_a_call_that_has_not_begun_is_taken_back(host: Host) -> None:
             await asyncio.sleep(0.3)
             queued.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(queued, 0.5)
+                await asyncio.wait_for(queued, 10)
             host.thaw_qemu(uuid)
             await asyncio.gather(*stuck, return_exceptions=True)
             assert await driven.connection.domain(late.uuid) is None
@@ -158,7 +160,7 @@ def test_the_connection_of_an_overdue_call_is_really_closed(host: Host) -> None:
     async def drill() -> None:
         one = guest()
         with Relay(host.address) as relay:
-            patient = replace(QUICK, keepalive_interval=60)
+            patient = replace(QUICK, keepalive_interval=60, deadline=6)
             async with driving(host.uri_tcp) as steady, defined(steady, one), driving(relay.uri, patient) as driven:
                 await failure(driven.connection.destroy(one.uuid))  # opens a connection for effects
                 connections = relay.open
@@ -166,7 +168,7 @@ def test_the_connection_of_an_overdue_call_is_really_closed(host: Host) -> None:
                 changed = replace(one.config, memory_mib=96)
                 call = driven.connection.define(render(one.uuid, one.name, changed, one.owner, None))
                 assert isinstance(await failure(call), HostUnreachable)
-                await eventually(lambda: relay.open < connections, "the connection is closed", 3)
+                await eventually(lambda: relay.open < connections, "the connection is closed")
                 definition = host.definition(one.uuid)
                 assert definition is not None
                 assert definition.findtext("memory") == str(96 * 1024), (

@@ -86,9 +86,9 @@ class Proxy:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def client(self, *command: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.pid_file.write_text(str(process.pid))
-        return process
+        """A process whose pid is in the file before it does anything."""
+        known = ["sh", "-c", 'echo $$ >"$0"; exec "$@"', str(self.pid_file), *command]
+        return subprocess.Popen(known, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def virsh(self, *arguments: str) -> subprocess.Popen[str]:
         return self.client("virsh", "-q", "-c", self.uri, *arguments)
@@ -180,19 +180,19 @@ def test_drop_reply_does_it_and_shows_an_error(host: Host, tmp_path: Path) -> No
 
 def test_delay_does_it_late_though_the_caller_is_dead(host: Host, tmp_path: Path) -> None:
     domain, file = new_domain(tmp_path)
-    with Proxy(tmp_path, *to(host), "--at", "defineXML:1", "--do", "delay=2") as proxy:
+    with Proxy(tmp_path, *to(host), "--at", "defineXML:1", "--do", "delay=8") as proxy:
         client = proxy.virsh("define", file)
         eventually(lambda: proxy.effects(), "the call to arrive")
         client.kill()
         client.wait(5)
         time.sleep(1)
         assert not defined(host, domain)
-        eventually(lambda: defined(host, domain), "the call carried out", 5)
+        eventually(lambda: defined(host, domain), "the call carried out", 30)
 
 
 def test_delay_holds_up_no_other_call_of_the_connection(host: Host, tmp_path: Path) -> None:
     domain, _ = new_domain(tmp_path)
-    with Proxy(tmp_path, *to(host), "--at", "defineXML:1", "--do", "delay=2") as proxy:
+    with Proxy(tmp_path, *to(host), "--at", "defineXML:1", "--do", "delay=8") as proxy:
         connection = libvirt.open(proxy.uri)
         late = threading.Thread(target=connection.defineXML, args=(domain_xml(domain),))
         late.start()
@@ -200,7 +200,7 @@ def test_delay_holds_up_no_other_call_of_the_connection(host: Host, tmp_path: Pa
         connection.listAllDomains()
         assert late.is_alive()
         assert not defined(host, domain)
-        late.join(10)
+        late.join(60)
         assert defined(host, domain)
         connection.close()
 
@@ -209,6 +209,7 @@ def test_hang_is_never_done_and_never_answered(host: Host, tmp_path: Path) -> No
     domain, file = new_domain(tmp_path)
     with Proxy(tmp_path, *to(host), "--at", "defineXML:1", "--do", "hang") as proxy:
         client = proxy.virsh("define", file)
+        eventually(lambda: proxy.effects(), "the call to arrive")
         with pytest.raises(subprocess.TimeoutExpired):
             client.wait(3)
         client.kill()
@@ -268,7 +269,7 @@ def exists(plane: ControlPlane, name: str) -> bool:
 
 def get(proxy: Proxy, path: str) -> Any:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    return opener.open(f"http://127.0.0.1:{proxy.port}{path}", timeout=20)
+    return opener.open(f"http://127.0.0.1:{proxy.port}{path}", timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -290,19 +291,20 @@ def test_a_broken_api_write(plane: ControlPlane, tmp_path: Path, fault: str, sta
 
 def test_a_late_api_write_is_done_though_the_caller_is_dead(plane: ControlPlane, tmp_path: Path) -> None:
     name = f"c-{uuid.uuid4()}"
-    with Proxy(tmp_path, "--api", f"0={plane.kubeconfig}", "--at", "POST:1", "--do", "delay=2") as proxy:
+    with Proxy(tmp_path, "--api", f"0={plane.kubeconfig}", "--at", "POST:1", "--do", "delay=8") as proxy:
         client = create(proxy, name)
         eventually(lambda: proxy.effects(), "the request to arrive")
         client.kill()
         client.wait(5)
         assert not exists(plane, name)
-        eventually(lambda: exists(plane, name), "the request carried out", 10)
+        eventually(lambda: exists(plane, name), "the request carried out", 30)
 
 
 def test_a_hanging_api_write_is_never_done(plane: ControlPlane, tmp_path: Path) -> None:
     name = f"c-{uuid.uuid4()}"
     with Proxy(tmp_path, "--api", f"0={plane.kubeconfig}", "--at", "1", "--do", "hang") as proxy:
         client = create(proxy, name)
+        eventually(lambda: proxy.effects(), "the request to arrive")
         with pytest.raises(subprocess.TimeoutExpired):
             client.wait(3)
         client.kill()
@@ -315,7 +317,7 @@ def test_reads_watches_and_unbroken_writes_pass(plane: ControlPlane, tmp_path: P
     with Proxy(tmp_path, "--api", f"0={plane.kubeconfig}") as proxy:
         path = "/api/v1/namespaces/default/configmaps"
         version = json.load(get(proxy, path))["metadata"]["resourceVersion"]
-        watch = get(proxy, f"{path}?watch=1&resourceVersion={version}&timeoutSeconds=10")
+        watch = get(proxy, f"{path}?watch=1&resourceVersion={version}&timeoutSeconds=60")
         assert create(proxy, name).communicate(timeout=30)[0] == "201\n"
         event = json.loads(watch.readline())
         assert (event["type"], event["object"]["metadata"]["name"]) == ("ADDED", name)

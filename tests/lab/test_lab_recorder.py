@@ -41,7 +41,7 @@ def test_a_life_is_recorded_from_start_to_end(lab: Lab, host: Host) -> None:
 
 def test_a_guest_that_ends_itself_is_recorded_to_its_end(lab: Lab) -> None:
     host = lab.hosts[1]
-    domain = boot(host, "homeostat.poweroff=1")
+    domain = boot(host, "homeostat.poweroff=5")
     eventually(lambda: host.qemu_pid(domain) is None, "off by itself")
     eventually(lambda: state(host, domain) == "shut off (shutdown)", "seen by libvirt")
     [life] = lab.intervals(domain)

@@ -91,7 +91,7 @@ def test_the_target_knows_for_a_while_what_it_cost(lab: Lab) -> None:
         assert told is not None
         assert told.transferred > 1 << 20
         assert told.downtime is not None
-        assert 0 < told.downtime < 10_000
+        assert 0 < told.downtime < 60_000
         assert await move.target.connection.cost(move.one.uuid) == told
         assert await move.source.connection.cost(move.one.uuid) is None
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import libvirt
 import pytest
 
 from tests.lab.host import Host
-from tests.lab.rig import Object, Rig, linux
+from tests.lab.rig import SHORT, Object, Rig, linux
 
 RESTLESS = {
     "name": "root",
@@ -26,12 +27,18 @@ LAST_PASSES = {"bandwidth": "8Mi", "maxDowntimeMilliseconds": 1}
 """With this an idle Linux is copied within seconds but for the two pages that it always writes to."""
 
 
+OUTLASTS = SHORT["migration_grace_seconds"] + 3
+"""Seconds after which what an operator does after its grace period would be seen."""
+
+
 def placed(rig: Rig, name: str, number: int = 1, **spec: Any) -> str:
     """A VM that runs on this host and may go to every other; returns its UUID."""
     uuid = rig.vm(name, placement={"host": f"h{number}"}, **({"disks": [RESTLESS]} | spec))
     host = rig.running(name)
     rig.patch("vm", name, {"spec": {"placement": None}})
-    time.sleep(1)  # SeaBIOS
+    if "restless.raw" in str(spec.get("disks", RESTLESS)):
+        rig.until(lambda: host.writes(uuid), "the guest to write to its memory")
+    time.sleep(1)  # to all of it
     assert host.number == number
     return uuid
 
@@ -50,17 +57,35 @@ def move(rig: Rig, name: str, vm: str, **spec: Any) -> None:
 
 def copying(rig: Rig, name: str) -> None:
     """Wait until memory is on its way for a second: libvirt has a job before it has reached the target."""
-    rig.until(lambda: rig.status("vmmig", name).get("progress", {}).get("remainingMiB"), "its copy to begin", 30)
-    rig.until(
-        lambda: rig.status("vmmig", name).get("progress", {}).get("elapsedSeconds", 0) >= 1, f"{name} to copy", 30
-    )
+    rig.until(lambda: rig.status("vmmig", name).get("progress", {}).get("remainingMiB"), "its copy to begin")
+    rig.until(lambda: rig.status("vmmig", name).get("progress", {}).get("elapsedSeconds", 0) >= 1, f"{name} to copy")
 
 
-def switch(rig: Rig, uuid: str) -> None:
-    """Let what is copied from h1 come to its switchover: as fast as it can, whatever the downtime."""
-    h1 = rig.lab.hosts[0]
-    h1.virsh("migrate-setspeed", uuid, "1000")
-    h1.virsh("migrate-setmaxdowntime", uuid, "60000")
+def switch(rig: Rig, uuid: str, *, wait: bool = True) -> None:
+    """Let what is copied from h1 come to its switchover: as fast as it can, whatever the downtime.
+
+    Again and again until it is there: an operator that looks before QEMU does sets the limit of the policy again.
+    """
+    virt = libvirt.open(rig.lab.hosts[0].uri_tcp)
+    try:
+        domain = virt.lookupByUUIDString(uuid)
+        domain.migrateSetMaxSpeed(1000)
+        domain.migrateSetMaxDowntime(60000)
+        if wait:
+            rig.until(lambda: _left(domain), "the switchover")
+    finally:
+        virt.close()
+
+
+def _left(domain: Any) -> bool:
+    """Whether the source has stopped the CPUs, or has nothing any more; if not, the limit is raised once more."""
+    try:
+        if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+            return True
+        domain.migrateSetMaxDowntime(60000)
+    except libvirt.libvirtError:  # the job is over
+        return True
+    return False
 
 
 def in_mid_copy(rig: Rig, **policy: Any) -> str:
@@ -160,7 +185,7 @@ def test_an_abort_at_a_random_moment_of_the_switchover_leaves_one_vm(rig: Rig, s
     uuid = placed(rig, "web")
     move(rig, "go", "web", target={"host": "h2"}, policy=SLOW)
     copying(rig, "go")
-    switch(rig, uuid)
+    switch(rig, uuid, wait=False)
     time.sleep(random.Random(seed).uniform(0, 0.5))
     rig.patch("vmmig", "go", {"spec": {"abort": "Requested"}})
     status = finished(rig, "go", "Aborted", "Migrated")
@@ -197,10 +222,11 @@ def test_an_operator_that_dies_is_followed_by_one_that_goes_on_where_the_hosts_a
 def test_a_lost_answer_of_the_target_is_made_good_and_its_process_is_kept(rig: Rig) -> None:
     uuid = unanswered(rig)
     h2 = rig.lab.hosts[1]
-    in_row(rig, "6")
+    rig.until(lambda: running(rig, uuid, h2), "its CPUs to run on h2")
     pid = h2.qemu_pid(uuid)
     status = finished(rig, "go", "Migrated")
     assert status["lastMessage"]
+    assert status["marks"]["endedSource"]
     only_on(rig, "web", h2)
     assert h2.qemu_pid(uuid) == pid
 

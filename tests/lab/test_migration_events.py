@@ -19,7 +19,19 @@ from tests.lab.host import Host
 from tests.lab.processes import LabError
 from tests.lab.rig import Rig, linux
 from tests.lab.test_disks import GREETER, SECTOR, bootable, boots
-from tests.lab.test_migration import SLOW, copying, finished, in_row, move, only_on, placed, running, switch, unanswered
+from tests.lab.test_migration import (
+    OUTLASTS,
+    SLOW,
+    copying,
+    finished,
+    in_row,
+    move,
+    only_on,
+    placed,
+    running,
+    switch,
+    unanswered,
+)
 from tests.lab.test_migration_user import statistics
 from tests.lab.test_migration_ways import CRAWLING, FAST, SHARED, up
 
@@ -180,7 +192,7 @@ def test_what_is_compressed_by_xbzrle_arrives(rig: Rig) -> None:
     copying(rig, "go")
     assert "xbzrle" in capable(h1, uuid)
     rig.until(lambda: compressed(h1, h2, uuid), "pages that are compressed")
-    with suppress(LabError):  # it may have arrived, so well is it compressed
+    with suppress(libvirt.libvirtError):  # it may have arrived, so well is it compressed
         switch(rig, uuid)
     finished(rig, "go", "Migrated")
     only_on(rig, "web", h2)
@@ -247,7 +259,7 @@ def test_a_guest_that_ends_or_resets_at_a_random_moment_of_the_switchover_is_one
     h1, h2 = rig.lab.hosts[:2]
     move(rig, "go", vm, target=H2, policy=CRAWLING)
     copying(rig, "go")
-    switch(rig, uuid)
+    switch(rig, uuid, wait=False)
     time.sleep(random.Random(seed).uniform(0, 0.5))
     try:
         deed(h1, uuid)
@@ -271,7 +283,7 @@ def started_again(rig: Rig, vm: str) -> None:
     """Wait until the guest went off once; a button that was pressed on a copy whose state had been sent, nobody saw."""
     uuid = rig.uuid(vm)
     try:
-        rig.until(lambda: rig.processes(uuid) == 3, "it to be started again", 15)
+        rig.until(lambda: rig.processes(uuid) == 3, "it to be started again", 40)
     except AssertionError:
         press(rig.running(vm), uuid)
         rig.until(lambda: rig.processes(uuid) == 3, "it to be started again")
@@ -297,12 +309,22 @@ def test_a_target_that_ran_and_crashed_before_its_answer_came_through_keeps_the_
     h2 = rig.lab.hosts[1]
     in_row(rig, "6")
     h2.kill_qemu(uuid)
-    in_row(rig, "7b")
-    finished(rig, "go", "MigratedThenOff")
+    assert rig.lab.hosts[0].qemu_pid(uuid), "the source is ended later"
+    assert finished(rig, "go", "MigratedThenOff")["marks"]["endedSource"]
     h2.unfilter()
     rig.until(lambda: h2.qemu_pid(uuid), "it to be started where it had gone")
     only_on(rig, "web", h2)
     assert rig.processes(uuid) == 3
+
+
+def through(host: Host, uuid: str) -> bool:
+    """Whether libvirt has had QEMU's word that the CPUs of what came run; of what still comes it tells no job.
+
+    Until then it takes the end of QEMU for a refusal to run.
+    """
+    with suppress(LabError):
+        return "None" in host.virsh("domjobinfo", uuid)
+    return False
 
 
 def test_a_target_that_ran_and_crashed_before_libvirt_gave_up_is_told_of(rig: Rig) -> None:
@@ -310,7 +332,7 @@ def test_a_target_that_ran_and_crashed_before_libvirt_gave_up_is_told_of(rig: Ri
     uuid = unanswered(rig)
     h1, h2 = rig.lab.hosts[:2]
     pid = h1.qemu_pid(uuid)
-    rig.until(lambda: running(rig, uuid, h2), "its CPUs to run on h2")
+    rig.until(lambda: running(rig, uuid, h2) and through(h2, uuid), "its CPUs to run on h2, and its libvirt to know")
     h2.kill_qemu(uuid)
     finished(rig, "go", "RolledBack")
     h2.unfilter()
@@ -331,7 +353,7 @@ def test_a_source_that_waits_for_a_silent_target_is_left_alone_and_ended_when_it
     h2.cut()
     rig.until(lambda: rig.reason("vmmig", "go") == "TargetMayRun", "row 10")
     rig.until(lambda: rig.condition("vmmig", "go", "Ambiguous")["status"] == "True", "a person to be asked")
-    rig.stays(lambda: (h1.qemu_pid(uuid), h2.qemu_pid(uuid)) == pids, "neither process to be ended", 4)
+    rig.stays(lambda: (h1.qemu_pid(uuid), h2.qemu_pid(uuid)) == pids, "neither process to be ended", OUTLASTS)
     assert not running(rig, uuid, h1)
     h2.unfilter()
     h2.join()
@@ -391,7 +413,8 @@ def test_an_evacuation_that_is_called_off_takes_back_what_has_not_begun(rig: Rig
     (moves,) = reasons().keys() - {waits}
     rig.patch("hv", "h1", {"spec": {"maintenance": "Off"}})
     rig.gone("vmmig", waits)
-    rig.stays(lambda: reasons() == {moves: "Copying"}, "what has begun goes on, and nothing else begins", 4)
+    rig.stays(lambda: reasons().keys() == {moves}, "nothing else begins", 4)
+    assert rig.condition("vmmig", moves, "Finished")["status"] == "False"
     vm = (rig.get("vmmig", moves) or {})["spec"]["vmRef"]["name"]
     switch(rig, rig.uuid(vm))
     finished(rig, moves, "Migrated")

@@ -12,6 +12,7 @@ from tests.lab.host import Host
 from tests.lab.rig import Rig, linux
 from tests.lab.test_migration import (
     LAST_PASSES,
+    OUTLASTS,
     finished,
     in_mid_copy,
     in_row,
@@ -41,7 +42,7 @@ def waits(rig: Rig, row: str, owner: str, reason: str) -> None:
     """It is in this row for longer than the grace period, is not over, and says so."""
     in_row(rig, row, GIVES_UP)
     rig.until(lambda: rig.reason("vmmig", "go") == reason, f"the reason {reason}")
-    rig.stays(lambda: decision(rig) == (row, owner, reason), f"row {row} lasts")
+    rig.stays(lambda: decision(rig) == (row, owner, reason), f"row {row} lasts", OUTLASTS)
     assert rig.condition("vmmig", "go", "Finished")["status"] == "False"
 
 
@@ -111,14 +112,14 @@ def test_a_silent_source_is_left_with_the_target_that_waits_for_a_go_until_it_is
     pid = h1.qemu_pid(uuid)
     with left_alone(rig, uuid, h1, h2):
         h2.mute(h1)
-        switch(rig, uuid)
+        switch(rig, uuid, wait=False)
         h1.shun()
         waits(rig, "13b", "Unknown", "SourceUnknown")
         rig.until(lambda: idle(h1, uuid) and running(rig, uuid, h1), "the source to go on")
         assert decision(rig)[0] == "13b"
-        h1.unfilter()
-        h2.unfilter()
-        in_row(rig, "23")
+    h1.unfilter()
+    h2.unfilter()
+    in_row(rig, "23")
     finished(rig, "go", "RolledBack")
     only_on(rig, "web", h1)
     assert h1.qemu_pid(uuid) == pid
@@ -135,10 +136,9 @@ def test_a_target_that_ran_and_went_off_is_not_started_before_the_silent_source_
         h2.kill_qemu(uuid)
         waits(rig, "15b", "Target", "SourceUnknown")
         assert not running(rig, uuid, h1)
-        h1.unfilter()
-        h2.unfilter()
-        in_row(rig, "7b")
-    finished(rig, "go", "MigratedThenOff")
+    h1.unfilter()
+    h2.unfilter()
+    assert finished(rig, "go", "MigratedThenOff")["marks"]["endedSource"]
     only_on(rig, "web", h2)
     assert rig.processes(uuid) == 3
 
@@ -185,6 +185,7 @@ def test_without_a_lock_a_silent_target_that_may_run_does_and_the_source_is_froz
         rig.until(lambda: asked(rig), "a person to be asked")
         assert running(rig, uuid, h2)
     pid = h2.qemu_pid(uuid)
+    rig.until(lambda: rig.status("vmmig", "go")["decision"]["source"].get("state") == "Paused", "it to be seen frozen")
     resolve(rig, "KeepTarget")
     finished(rig, "go", "Migrated")
     assert (h1.qemu_pid(uuid), h2.qemu_pid(uuid)) == (None, pid)

@@ -9,16 +9,18 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import libvirt
 import pytest
 
+from homeostat.decide.wanted import CONSOLE_FOLDER
 from homeostat.hosts.migration import PeerUnreachable
 from tests.lab.host import Host
 from tests.lab.moving import RUNS, Move, drilled
 from tests.lab.processes import LabError
-from tests.lab.rig import SHORT_OPTIONS, Rig, linux
+from tests.lab.rig import SHORT_OPTIONS, Object, Rig, linux
 from tests.lab.test_migration import (
     LAST_PASSES,
     SLOW,
@@ -59,6 +61,17 @@ def percents(path: Path) -> list[int]:
     return [int(row[head.index("%")]) for row in rows if len(row) == len(head)]
 
 
+def configure(rig: Rig, name: str, spec: Object) -> None:
+    """Change a Hypervisor's spec; returns when the operator knows of it."""
+    rig.patch("hv", name, {"spec": spec})
+
+    def noted() -> bool:
+        found = rig.get("hv", name) or {}
+        return bool(found["status"].get("observedGeneration") == found["metadata"]["generation"])
+
+    rig.until(noted, f"the spec of {name} to be noted")
+
+
 def sentences(rig: Rig, name: str) -> str:
     """What `kubectl describe` says of a migration, whose messages have to be sentences."""
     text = rig.kubectl("describe", "vmmig", name)
@@ -73,7 +86,7 @@ def test_kubectl_waits_for_the_end_and_watches_the_percent_rise(rig: Rig) -> Non
     move(rig, "web-to-h2", "web", target=H2, policy=SLOWEST)
     with (
         kubectl(rig, "watch", "get", "vmmig", "-w") as (_, seen),
-        kubectl(rig, "wait", "wait", "--for=condition=Succeeded", "vmmig/web-to-h2", "--timeout=90s") as (waits, said),
+        kubectl(rig, "wait", "wait", "--for=condition=Succeeded", "vmmig/web-to-h2", "--timeout=300s") as (waits, said),
     ):
         copying(rig, "web-to-h2")
         assert "The guest runs on the source while its memory is copied." in sentences(rig, "web-to-h2")
@@ -97,6 +110,7 @@ def test_kubectl_waits_for_the_end_and_watches_the_percent_rise(rig: Rig) -> Non
 def test_a_selector_names_the_hosts_that_will_do_and_without_a_target_any_other_host_does(rig: Rig) -> None:
     placed(rig, "web")
     rig.patch("hv", "h2", {"metadata": {"labels": {"generation": "new"}}})
+    configure(rig, "h2", {"migration": {"maxInbound": 3}})  # what is noted is noted with the labels
     move(rig, "selected", "web", target={"hostSelector": {"matchLabels": {"generation": "new"}}})
     finished(rig, "selected", "Migrated")
     only_on(rig, "web", rig.lab.hosts[1])
@@ -119,17 +133,19 @@ def test_one_that_has_ended_goes_by_itself(rig: Rig) -> None:
 def test_memory_comes_on_the_targets_ports_and_costs_what_libvirt_says(rig: Rig) -> None:
     uuid = placed(rig, "web")
     h1, h2 = rig.lab.hosts[:2]
-    rig.patch("hv", "h2", {"spec": {"migration": {"ports": {"first": 50100, "last": 50101}}}})
+    configure(rig, "h2", {"migration": {"ports": {"first": 50100, "last": 50101}}})
     move(rig, "go", "web", target=H2, policy=SLOW)
     copying(rig, "go")
     assert streams(h2, h1) == {rig.status("vmmig", "go")["intent"]["port"]} <= {50100, 50101}
     switch(rig, uuid)
-    cost = finished(rig, "go", "Migrated")["cost"]
+    status = finished(rig, "go", "Migrated")
+    cost = status["cost"]
     told = statistics(h2, uuid)
     assert told["data_processed"] > 1 << 20
     assert cost["transferredMiB"] == told["data_processed"] >> 20
     assert cost["downtimeMilliseconds"] == told["downtime"] > 0
-    assert told["time_elapsed"] / 1000 - 2 <= cost["totalSeconds"] <= told["time_elapsed"] / 1000 + 30
+    begun, ended = (datetime.fromisoformat(status[f"{each}Time"]) for each in ("start", "completion"))
+    assert abs((ended - begun).total_seconds() - cost["totalSeconds"]) <= 1
     only_on(rig, "web", h2)
 
 
@@ -158,7 +174,7 @@ def test_an_attempt_that_was_stopped_says_what_was_sent_until_then(rig: Rig) -> 
     rig.patch("vmmig", "go", {"spec": {"abort": "Requested"}})
     cost = finished(rig, "go", "Aborted")["cost"]
     assert 4 < cost["transferredMiB"] < 1000
-    assert cost["totalSeconds"] >= 1
+    assert cost["totalSeconds"] >= 0
     assert "The migration was stopped before the VM was moved. spec.abort is Requested." in sentences(rig, "go")
     only_on(rig, "web", rig.lab.hosts[0])
 
@@ -196,6 +212,11 @@ def console(host: Host, uuid: str) -> str:
     return ""
 
 
+def logged(host: Host) -> str:
+    """What there is of the console of `web` on a host, whether it has the VM or not."""
+    return (host.outside(CONSOLE_FOLDER) / "default_web-console.log").read_text(errors="replace")
+
+
 def test_addresses_and_console_follow_a_vm(rig: Rig) -> None:
     """By an operator that asks a guest for its addresses once only, unless it is somewhere else."""
     h1, h2 = rig.lab.hosts[:2]
@@ -207,9 +228,10 @@ def test_addresses_and_console_follow_a_vm(rig: Rig) -> None:
         finished(rig, "go", "Migrated")
         only_on(rig, "web", h2)
         rig.until(lambda: "198.51.100.201" in addresses(rig), "its address to be asked for on its new host")
-    before = console(h1, uuid)
+    before = logged(h1)
+    assert "here-2" in before
     say(rig, h2, uuid, "echo there-$((1 + 2))", "there-3")
-    assert console(h1, uuid) == before
+    assert logged(h1) == before
     assert rig.processes(uuid) == 2
 
 
@@ -267,7 +289,7 @@ def test_a_target_that_the_source_cannot_connect_to_ends_it_before_anything_is_b
     for number, (uri, words) in enumerate(
         (("qemu+tcp://198.51.100.250/system", "unable to connect"), (h2.uri_tls, "Cannot read CA certificate"))
     ):
-        rig.patch("hv", "h2", {"spec": {"migration": {"peerURI": uri}}})
+        configure(rig, "h2", {"migration": {"peerURI": uri}})
         move(rig, f"go-{number}", "web", target=H2)
         status = finished(rig, f"go-{number}", "PeerUnreachable")
         assert "intent" not in status
@@ -277,7 +299,7 @@ def test_a_target_that_the_source_cannot_connect_to_ends_it_before_anything_is_b
     move(rig, "anywhere", "web")
     assert finished(rig, "anywhere", "Migrated")["target"] == "h3"
     only_on(rig, "web", h3)
-    rig.patch("hv", "h2", {"spec": {"migration": {"peerURI": None}}})
+    configure(rig, "h2", {"migration": {"peerURI": None}})
     move(rig, "mended", "web", target=H2)
     finished(rig, "mended", "Migrated")
     only_on(rig, "web", h2)
@@ -312,7 +334,7 @@ def test_a_certificate_that_is_refused_is_told_and_nothing_comes_of_trying(rig: 
 def test_a_vm_that_a_wrong_uri_led_to_a_third_host_is_started_nowhere_else(rig: Rig) -> None:
     uuid = placed(rig, "web", disks=[])
     h3 = rig.lab.hosts[2]
-    rig.patch("hv", "h2", {"spec": {"migration": {"peerURI": h3.uri_tcp}}})
+    configure(rig, "h2", {"migration": {"peerURI": h3.uri_tcp}})
     move(rig, "go", "web", target=H2)
     rig.until(lambda: rig.reason("vmmig", "go") == "MovedElsewhere", "it to be missed")
     rig.stays(lambda: rig.host_of(uuid) == h3 and rig.processes(uuid) == 2, "it runs where it was moved to", 8)
@@ -331,7 +353,7 @@ def test_the_operators_settings_hold_where_nobody_says_otherwise(rig: Rig) -> No
     h2 = rig.lab.hosts[1]
     policy = '{"bandwidth": "3Mi", "maxDowntimeMilliseconds": 20}'
     with operated(rig, f"--migration-policy={policy}", "--set=migrations=1"):
-        rig.patch("hv", "h1", {"spec": {"migration": {"policy": {"bandwidth": "4Mi"}}}})
+        configure(rig, "h1", {"migration": {"policy": {"bandwidth": "4Mi"}}})
         uuid = placed(rig, "web")
         placed(rig, "db")
         move(rig, "first", "web", target=H2, policy={"progressTimeoutSeconds": 77})

@@ -221,7 +221,8 @@ def test_a_process_that_libvirtd_forgot_is_never_joined_by_a_second_one(rig: Rig
     uuids = {name: rig.vm(name, placement={"host": "h1"}, **spec) for name, spec in specs.items()}
     for name in uuids:
         host = rig.running(name)
-    first = {name: host.qemu_pid(uuid) or 0 for name, uuid in uuids.items()}
+    first = {name: pid for name, uuid in uuids.items() if (pid := host.qemu_pid(uuid))}
+    assert len(first) == len(uuids)
     host.restart_virtlogd()  # it would refuse a second writer of the logs before any lock is tried
     try:
         for name, uuid in uuids.items():
@@ -237,10 +238,10 @@ def test_a_process_that_libvirtd_forgot_is_never_joined_by_a_second_one(rig: Rig
     finally:
         for pid in first.values():
             os.kill(pid, signal.SIGKILL)
-    rig.gone("vm", "going")
+    rig.gone("vm", "going", seconds=150)  # the next try may be over a minute away
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     rig.patch("vm", "diskless", {"spec": {"confirmedOff": {"host": "h1", "since": now}}})
-    assert rig.running("locked") == rig.running("diskless") == host
+    assert rig.running("locked", seconds=150) == rig.running("diskless") == host
     assert not any(domain.uuid == uuids["going"] for domain in host.domains())
     for uuid in uuids.values():
         assert {life.host for life in rig.lab.intervals(uuid)} == {host.name}

@@ -13,7 +13,8 @@ import pytest
 from tests.lab.rig import SHORT_OPTIONS, Rig
 from tests.operator_process import NAMESPACE
 
-RESYNC_SECONDS = 15  # the rig's resync of 10 s, at its longest, and the time to act on it
+RESYNC_SECONDS = 30  # the rig's resync of 10 s, at its longest, and the time to act on it
+REST_SECONDS = 15
 
 
 def test_what_happened_while_a_watch_was_cut_and_the_log_compacted_is_seen_within_one_resync(rig: Rig) -> None:
@@ -117,20 +118,27 @@ def events(rig: Rig, uid: str) -> list[dict[str, Any]]:
     return sorted(json.loads(found)["items"], key=lambda event: int(event["metadata"]["resourceVersion"]))
 
 
+def since_running(told: list[dict[str, Any]]) -> list[str]:
+    """The reasons from the first Running on, without the deletion: steps are told too if they last."""
+    reasons = [event["reason"] for event in told if event["reason"] != "Deleting"]
+    return reasons[reasons.index("Running") :]
+
+
 def test_events_tell_the_transitions_of_a_life_and_nothing_at_rest(rig: Rig) -> None:
     uuid = rig.vm("storied")
     host = rig.running("storied")
     host.kill_qemu(uuid)
     rig.until(lambda: rig.processes(uuid) == 2, "it to be healed")
     rig.running("storied")
-    rig.stays(lambda: rig.state("vm", "storied") == "Running", "rest", RESYNC_SECONDS)
-    assert [event["reason"] for event in events(rig, uuid)] == ["Running", "Starting", "Running"]
+    rig.stays(lambda: rig.state("vm", "storied") == "Running", "rest", REST_SECONDS)
+    assert since_running(events(rig, uuid)) == ["Running", "Starting", "Running"]
     rig.patch("vm", "storied", {"spec": {"runStrategy": "Halted"}})
     rig.until(lambda: rig.reason("vm", "storied") == "Halted", "it to be off")
+    rig.until(lambda: since_running(events(rig, uuid))[3:] == ["Stopping", "Halted"], "its end to be told")
     rig.delete("vm", "storied")
     rig.gone("vm", "storied")
     told = events(rig, uuid)
-    assert [event["reason"] for event in told][3:] == ["Stopping", "Halted"]
+    assert since_running(told)[3:] == ["Stopping", "Halted"]
     assert {event["involvedObject"]["name"] for event in told} == {"storied"}
     assert all(event["message"].endswith(".") and len(event["message"]) < 1024 for event in told)
 

@@ -48,13 +48,18 @@ def over_tls(rig: Rig) -> None:
 
 def refused(rig: Rig, reason: str, *words: str) -> None:
     """Wait until h1 is refused for this reason; its message has these words."""
-    rig.until(lambda: rig.reason("hv", "h1") == reason, reason, 20)
-    rig.until(lambda: all(word in rig.condition("hv", "h1", "Ready")["message"] for word in words), f"{words}", 20)
-    assert rig.state("hv", "h1") == "Refused"
+
+    def told() -> bool:
+        status = rig.status("hv", "h1")
+        (ready,) = [each for each in status["conditions"] if each["type"] == "Ready"]
+        said = all(word in ready["message"] for word in words)
+        return (status["state"], status["reason"], said) == ("Refused", reason, True)
+
+    rig.until(told, f"{reason} with {words}")
 
 
 def ready(rig: Rig) -> None:
-    rig.until(lambda: rig.state("hv", "h1") == "Ready", "h1 to be Ready", 20)
+    rig.until(lambda: rig.state("hv", "h1") == "Ready", "h1 to be Ready")
 
 
 def running_vm(rig: Rig) -> tuple[str, int | None]:

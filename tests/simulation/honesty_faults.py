@@ -93,7 +93,7 @@ async def a_call_that_is_carried_out_late(rig: Rig) -> Seen:
     refused = await code(call) != 0
     await rig.one.thaw_daemon()
     await rig.again()
-    await asyncio.sleep(1)
+    await rig.until(lambda: rig.row(number))
     return [pending, refused, await rig.row(number)]
 
 
@@ -111,10 +111,15 @@ async def a_call_that_outlives_its_connection(rig: Rig) -> Seen:
     await rig.host.close()
     seen = [await call != 0 for call in calls]
     await rig.again()
-    seen += ["late" in (await rig.host.xml(number, inactive=False) or "")]
+
+    async def noted() -> bool:
+        return "late" in (await rig.host.xml(number, inactive=False) or "")
+
+    seen += [await noted()]
     await rig.one.thaw_qemu(number)
-    await asyncio.sleep(2)
-    return [*seen, await rig.row(number), "late" in (await rig.host.xml(number, inactive=False) or "")]
+    await rig.until(noted)
+    await asyncio.sleep(1)
+    return [*seen, await rig.row(number), await noted()]
 
 
 @probe
@@ -224,6 +229,10 @@ async def volumes_that_are_refused(rig: Rig) -> Seen:
 # Events ---------------------------------------------------------------------------------------------------------------
 
 
+async def _told(seen: list[Event], number: str) -> bool:
+    return any(event.uuid == number for event in seen)
+
+
 @probe
 async def kinds_of_events(rig: Rig) -> Seen:
     seen: list[Event] = []
@@ -243,6 +252,7 @@ async def kinds_of_events(rig: Rig) -> Seen:
     for call in calls:
         seen.clear()
         await call()
+        await rig.until(lambda: _told(seen, number))
         await asyncio.sleep(0.5)
         kinds.append(sorted({event.kind for event in seen if event.uuid == number}))
     return kinds

@@ -17,6 +17,7 @@ from typing import Any
 
 from homeostat.hosts.driver import Connection, HostError
 from tests.lab import Lab
+from tests.lab.driving import eventually
 from tests.lab.host import Host
 from tests.simulation import honesty
 from tests.simulation.clock import run_virtual
@@ -97,6 +98,9 @@ class SimulatedMachine:
         if file not in self._machine.pools[pool].storage.files:
             self._machine.pools[pool].storage.put(file)
         self._machine.guests[name] = Guest(dirty_mib_s=2000.0)
+
+    async def writes(self, uuid: str) -> None:
+        """Returns at once: a guest here writes as soon as it runs."""
 
     async def mute(self) -> None:
         """Lose what libvirtd answers."""
@@ -190,6 +194,10 @@ class LabMachine:
         if not path.exists():
             shutil.copy(self._host.pool_path("images") / "restless.raw", path)
             path.chmod(0o666)
+
+    async def writes(self, uuid: str) -> None:
+        """Returns once its boot sector has been loaded and runs."""
+        await eventually(lambda: self._host.writes(uuid), "the guest to write to its memory", 60)
 
     async def mute(self) -> None:
         """Lose what libvirtd answers."""

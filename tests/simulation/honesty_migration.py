@@ -41,6 +41,14 @@ class Moving:
         await self.rig.host.set_migration_speed(self.number, 1000)
         await self.rig.host.set_max_downtime(self.number, 60_000)
 
+    async def left(self) -> None:
+        """Wait until the first machine has stopped the CPUs to let the second one go on."""
+        await self.rig.until(self._paused)
+
+    async def _paused(self) -> bool:
+        row = await self.rig.host.domain(self.number)
+        return row is not None and row.state == "Paused"
+
     async def outcome(self) -> int:
         """The code of the call's error."""
         assert self.call is not None
@@ -90,6 +98,7 @@ async def moving(rig: Rig, *, own: bool = False) -> Moving:
     path = f"{(await rig.host.pool(pool)).path}/{name}.raw"
     await rig.host.define(domain_xml(number, name, path))
     await rig.host.create(number, paused=False)
+    await rig.one.writes(number)
     await asyncio.sleep(2)
     request = MigrationRequest(rig.two.uri, unsafe=True, bandwidth_mib_s=4, max_downtime_ms=20)
     return Moving(rig, number, await rig.connect(rig.two), request)
@@ -310,11 +319,12 @@ async def the_sources_daemon_dies_before_finish(rig: Rig) -> Seen:
     await move.begin()
     await rig.two.refuse()
     await move.switch()
+    await move.left()
     await asyncio.sleep(2)
     await rig.one.restart_daemon()
     await move.again()
     first = [await move.side(rig.host), await move.side(move.there)]
-    await asyncio.sleep(32)
+    await asyncio.sleep(45)
     return [first, await move.seen()]
 
 
@@ -335,6 +345,7 @@ async def the_targets_daemon_dies_at_the_switchover(rig: Rig) -> Seen:
     await move.begin()
     await rig.two.refuse()
     await move.switch()
+    await move.left()
     await asyncio.sleep(2)
     await rig.two.stop_daemon()
     seen = [await move.outcome()]

@@ -74,6 +74,9 @@ class Machine(Protocol):
     async def restless(self, name: str, pool: str, file: str) -> None:
         """Make a disk with which the guest of this name writes to its memory all the time."""
 
+    async def writes(self, uuid: str) -> None:
+        """Returns once such a guest writes to its memory."""
+
     async def mute(self) -> None:
         """Lose what libvirtd answers the other machine's."""
 
@@ -147,6 +150,14 @@ class Rig:
         """What libvirt shows of a domain: state, reason, persistent, managed save; None when there is none."""
         row = await (host or self.host).domain(number)
         return None if row is None else (row.state, row.reason, row.persistent, row.managed_save)
+
+    @staticmethod
+    async def until(seen: Callable[[], Awaitable[object]]) -> None:
+        """Returns once something is seen, or after 30 s: then it is for the comparison to say that it was not."""
+        for _ in range(300):
+            if await seen():
+                return
+            await asyncio.sleep(0.1)
 
     async def until_off(self, number: str) -> Any:
         """The row of a domain once it is off, or after 20 s."""

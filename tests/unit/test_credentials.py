@@ -30,7 +30,7 @@ def hang():
         time.sleep(60)
 
 threading.Thread(target=hang, daemon=True).start()
-written.wait(10)
+written.wait(30)
 _exit(0)
 """
 

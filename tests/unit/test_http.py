@@ -100,6 +100,6 @@ def test_a_login_that_hangs_ends_in_time(tmp_path: Path) -> None:
     async def drill(transport: HttpTransport) -> None:
         logging_in(transport, silent)
         with pytest.raises(ApiUnreachable):
-            await asyncio.wait_for(transport.request("GET", "/apis/x"), 5)
+            await asyncio.wait_for(transport.request("GET", "/apis/x"), 15)
 
     served(tmp_path, answer, drill, seconds=0.5)

@@ -20,7 +20,7 @@ from tests.unit.driven import FakeLibvirt, connected
 
 pytestmark = pytest.mark.unit
 
-QUICK = DriverSettings(connect_timeout=0.3, deadline=3, agent_deadline=0.5)
+QUICK = DriverSettings(connect_timeout=5, deadline=10, agent_deadline=1)
 
 
 def test_a_host_whose_storage_hangs_still_says_what_it_is() -> None:
@@ -38,7 +38,7 @@ def test_a_host_whose_storage_hangs_still_says_what_it_is() -> None:
 
     known, seconds = asyncio.run(drill())
     assert not known
-    assert seconds < 2
+    assert seconds < 8  # it would be 10 without a limit of its own
 
 
 def test_who_asks_storage_that_hangs_is_told_so_and_does_not_wait_for_all_who_asked_before() -> None:
@@ -56,8 +56,8 @@ def test_who_asks_storage_that_hangs_is_told_so_and_does_not_wait_for_all_who_as
 
     ends = asyncio.run(drill())
     assert {kind for kind, _ in ends} == {NotBegun, HostUnreachable}
-    assert max(seconds for kind, seconds in ends if kind is NotBegun) < 2
-    assert max(seconds for _, seconds in ends) < 5
+    assert max(seconds for kind, seconds in ends if kind is NotBegun) < 8
+    assert max(seconds for _, seconds in ends) < 19  # who waited for another's end would have been told after 20
 
 
 def test_a_look_at_storage_that_never_answers_ends_and_says_why() -> None:

@@ -23,6 +23,9 @@ from tests.unit.test_source import kubeconfig
 
 pytestmark = pytest.mark.unit
 
+BUSY = 12
+"""Seconds that a busy machine may take beside what is waited for."""
+
 
 class Leases:
     """As much of an API server as a lease needs. Requests take `slow` seconds; the answers of some never come."""
@@ -124,7 +127,9 @@ class Ended(NamedTuple):
     lease: dict[str, Any]
 
 
-def operate(tmp_path: Path, disturb: Callable[[asyncio.subprocess.Process, asyncio.Event], None]) -> Ended:
+def operate(
+    tmp_path: Path, disturb: Callable[[asyncio.subprocess.Process, asyncio.Event], None], *, lease_seconds: int
+) -> Ended:
     """Run the whole process at an API server that is silent once the event is set; disturbed once it has the Lease."""
     silent, leased, lease = asyncio.Event(), asyncio.Event(), dict[str, Any]()
 
@@ -136,8 +141,9 @@ def operate(tmp_path: Path, disturb: Callable[[asyncio.subprocess.Process, async
         if request.method == "GET" and not lease:
             return web.json_response({}, status=404)
         if request.method != "GET":
+            if lease:  # it has renewed it, so it knows that it has it
+                leased.set()
             lease.update(await request.json())
-            leased.set()
         return web.json_response(lease)
 
     async def drill() -> Ended:
@@ -147,12 +153,13 @@ def operate(tmp_path: Path, disturb: Callable[[asyncio.subprocess.Process, async
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         config = str(kubeconfig(tmp_path, runner.addresses[0][1]))
-        command = [sys.executable, "-m", "homeostat", "run", "--lease-seconds=3", "--listen=", "--kubeconfig", config]
+        options = [f"--lease-seconds={lease_seconds}", "--listen=", "--kubeconfig", config]
+        command = [sys.executable, "-m", "homeostat", "run", *options]
         operator = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         await asyncio.wait_for(leased.wait(), 30)
         disturb(operator, silent)
         begun = time.monotonic()
-        _, log = await asyncio.wait_for(operator.communicate(), 30)
+        _, log = await asyncio.wait_for(operator.communicate(), 60)
         await runner.cleanup()
         return Ended(operator.returncode, time.monotonic() - begun, log.decode(), lease)
 
@@ -160,14 +167,14 @@ def operate(tmp_path: Path, disturb: Callable[[asyncio.subprocess.Process, async
 
 
 def test_an_operator_says_that_its_lease_is_lost_and_ends_though_it_cannot_be_given_back(tmp_path: Path) -> None:
-    ended = operate(tmp_path, lambda _, silent: silent.set())
+    ended = operate(tmp_path, lambda _, silent: silent.set(), lease_seconds=12)
     assert ended.code == 1
     assert "ending: the lease could not be renewed" in ended.log
-    assert ended.seconds < 3 + 2 + END_SECONDS
+    assert ended.seconds < 12 + 2 + END_SECONDS + BUSY
 
 
 def test_an_operator_that_is_asked_to_end_gives_its_lease_back(tmp_path: Path) -> None:
-    ended = operate(tmp_path, lambda operator, _: operator.terminate())
+    ended = operate(tmp_path, lambda operator, _: operator.terminate(), lease_seconds=30)
     assert ended.code == 0
     assert ended.lease["spec"]["holderIdentity"] == ""
-    assert ended.seconds < END_SECONDS
+    assert ended.seconds < END_SECONDS + BUSY

@@ -122,7 +122,7 @@ async def given_up(server: Server) -> None:
         await asyncio.wait_for(attempt(server), 0.3)
 
 
-async def until(what: Callable[[], Any], seconds: float = 5) -> None:
+async def until(what: Callable[[], Any], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end
@@ -135,22 +135,25 @@ def outstanding(server: Server) -> int:
 
 def test_an_attempt_that_is_given_up_on_cuts_no_later_one(server: Server) -> None:
     """The first has no socket yet, as while its host's name is looked up; the second takes its time."""
-    hold = threading.Event()
+    hold, begun = threading.Event(), threading.Event()
 
     def looking_up() -> Virt:
-        hold.wait(20)
+        begun.set()
+        hold.wait(60)
         raise libvirt.libvirtError("no such name")
 
     async def drill() -> None:
         server.next = looking_up
-        await given_up(server)
+        first = attempt(server)
+        assert await asyncio.to_thread(begun.wait, 30)
+        first.cancel()
         server.next = server.talk
         second = attempt(server)
         await asyncio.sleep(2.5)
         assert not second.done()
         accepted, _ = server.listener.accept()
         accepted.sendall(b"!")
-        opened = await asyncio.wait_for(second, 5)
+        opened = await asyncio.wait_for(second, 30)
         await asyncio.sleep(1.5)
         assert not opened.virt.lost
         opened.cut()
@@ -168,7 +171,7 @@ def test_an_attempt_is_cut_before_its_host_has_answered_at_all(server: Server) -
         assert outstanding(server) == 1
         await until(lambda: outstanding(server) == 0)
         server.hear()
-        opened = await asyncio.wait_for(attempt(server), 5)
+        opened = await asyncio.wait_for(attempt(server), 30)
         assert not opened.virt.lost
         opened.cut()
 
@@ -180,7 +183,7 @@ def test_of_two_connections_only_the_one_given_up_on_is_cut(server: Server) -> N
         server.next = server.talk
         await given_up(server)
         server.next = server.connect
-        opened = await asyncio.wait_for(attempt(server), 5)
+        opened = await asyncio.wait_for(attempt(server), 30)
         await until(lambda: outstanding(server) == 0)
         assert not opened.virt.lost
         opened.cut()
@@ -201,7 +204,7 @@ def test_where_it_is_not_known_whose_a_socket_is_none_is_cut_that_may_be_in_use(
             return virt
 
         server.next = together
-        first, second = await asyncio.wait_for(asyncio.gather(attempt(server), attempt(server)), 5)
+        first, second = await asyncio.wait_for(asyncio.gather(attempt(server), attempt(server)), 30)
         first.cut()
         assert not second.virt.lost
         second.cut()
@@ -218,7 +221,7 @@ def test_a_connection_can_be_cut_by_a_process_that_can_open_no_more_files(
         raise OSError(24, "Too many open files")
 
     async def drill() -> None:
-        opened = await asyncio.wait_for(attempt(server), 5)
+        opened = await asyncio.wait_for(attempt(server), 30)
         with monkeypatch.context() as short:
             short.setattr(os, "listdir", none)
             short.setattr(os, "dup", none)
@@ -243,7 +246,7 @@ def test_a_process_without_threads_to_spare_connects_again_when_it_has_some(
             for _ in range(6):
                 with pytest.raises(HostUnreachable, match="can't start new thread"):
                     await attempt(server)
-        opened = await asyncio.wait_for(attempt(server), 5)
+        opened = await asyncio.wait_for(attempt(server), 30)
         assert not opened.virt.lost
         opened.cut()
 

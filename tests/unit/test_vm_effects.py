@@ -11,6 +11,7 @@ import pytest
 
 from homeostat.api import actions as act
 from homeostat.decide.view import Decision, Say, VMView
+from homeostat.hosts import libvirt_driver
 from homeostat.hosts.driver import AGENT_UNRESPONSIVE, OPERATION_TIMEOUT, HostError, NotBegun
 from homeostat.reconcile.settings import Settings
 from homeostat.reconcile.vm import VMReconciler
@@ -18,6 +19,13 @@ from tests.simulation.clock import now, run_virtual
 from tests.unit.driven import FakeLibvirt, connected
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may need longer than that to begin a thread."""
+    monkeypatch.setattr(libvirt_driver, "_REFUSAL_SECONDS", 8.0)
+
 
 KEY = ("shop", "web")
 

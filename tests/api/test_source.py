@@ -13,8 +13,7 @@ import pytest
 
 from homeostat.api.meta import GROUP, VERSION
 from homeostat.kube.source import KopfSource
-from tests.controlplane import ControlPlane, GivenControlPlane
-from tests.controlplane.instance import ControlPlaneError
+from tests.controlplane import ControlPlane, ControlPlaneError, GivenControlPlane
 
 PLURAL = "gadgets"
 NAME = f"{PLURAL}.{GROUP}"

@@ -235,6 +235,7 @@ def test_a_host_that_cannot_be_reached_says_how_and_is_used_once_its_uri_is_righ
     rig.patch("hv", "h3", {"spec": {"uri": address(host)}})
     rig.until(lambda: rig.condition("hv", "h3", "Reachable")["reason"] in reasons.split(), "it to be told")
     reachable = rig.condition("hv", "h3", "Reachable")
+    assert rig.state("hv", "h3") == "Unreachable"
     assert all(word in reachable["message"] for word in words), reachable["message"]
     rig.patch("hv", "h3", {"spec": {"uri": host.uri_tcp}})
     rig.until(lambda: rig.state("hv", "h3") == "Ready", "it to be Ready again")

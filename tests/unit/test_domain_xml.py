@@ -198,9 +198,8 @@ def test_a_damaged_metadata_element_makes_nobody_the_owner(damage: dict[str, str
     assert parse(ET.tostring(root, encoding="unicode")).owner is None
 
 
-_letters = st.characters(
-    codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff"
-)  # not in XML
+NOT_IN_XML = "\ufffe\uffff"
+_letters = st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters=NOT_IN_XML)
 words_ = st.text(_letters | st.sampled_from("\n\t"), max_size=20)
 owners = st.builds(
     Owner, words_, words_, words_, words_, st.integers(0, 10**9), words_, st.none() | words_, st.none() | words_,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock, patch
 
 import pytest
 
@@ -15,6 +15,7 @@ from homeostat.hosts import libvirt_driver
 from homeostat.hosts.driver import AGENT_UNRESPONSIVE, OPERATION_TIMEOUT, HostError, NotBegun
 from homeostat.reconcile.settings import Settings
 from homeostat.reconcile.vm import VMReconciler
+from homeostat.runtime.controller import Retry
 from tests.simulation.clock import now, run_virtual
 from tests.unit.driven import FakeLibvirt, connected
 
@@ -112,3 +113,19 @@ def test_a_report_that_fails_does_not_give_the_key_back_before_the_call_has_ende
         return asyncio.get_running_loop().time()
 
     assert run_virtual(drill()) >= 100
+
+
+@pytest.mark.parametrize(("size", "doubted"), [("64Mi", set()), ("64 megs", {KEY})])
+def test_a_vm_is_doubted_until_what_was_read_of_it_is_understood(size: str, doubted: set[tuple[str, str]]) -> None:
+    """Else one that an older operator cannot read would be taken for at rest, as it was known before."""
+
+    async def drill() -> set[tuple[str, str]]:
+        metadata = {"namespace": KEY[0], "name": KEY[1], "uid": "u", "resourceVersion": "2", "generation": 1}
+        client: Any = Mock(get=AsyncMock(return_value={"metadata": metadata, "spec": {"memory": {"size": size}}}))
+        fleet: Any = Mock(vms={}, doubted={KEY})
+        vms = VMReconciler(client, fleet, Mock(), Settings(), now, lambda key: None, lambda key, vm: None)
+        with patch.object(vms, "_migration", AsyncMock(side_effect=Retry("as far as this"))), pytest.raises(Retry):
+            await vms.reconcile(KEY)
+        return set(fleet.doubted)
+
+    assert run_virtual(drill()) == doubted

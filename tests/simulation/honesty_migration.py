@@ -425,8 +425,8 @@ async def _breaks_and_goes_on(rig: Rig) -> tuple[bool, Seen]:
     seen.append(await code(rig.host.migrate(move.number, move.request)))
     await rig.two.unfilter()
     resumed = await code(rig.host.resume_post_copy(move.number, replace(move.request, post_copy_mib_s=0)))
-    seen += [resumed, await move.seen(), await code(rig.host.resume_post_copy(move.number, move.request))]
-    if resumed != OPERATION_FAILED:
+    seen += [resumed, await move.seen(), again := await code(rig.host.resume_post_copy(move.number, move.request))]
+    if resumed != OPERATION_FAILED or again == 0:
         return False, seen
     await move.until("Running", "Migrated")
     side = await move.side(move.there)

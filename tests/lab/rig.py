@@ -7,7 +7,8 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,20 @@ class Rig:
         directory = self.directory / name
         shutil.rmtree(directory, ignore_errors=True)
         return OperatorProcess(directory, kubeconfig or self.plane.kubeconfig, *options)
+
+    @contextmanager
+    def operated(self, *options: str) -> Iterator[OperatorProcess]:
+        """Another operator at work instead of the rig's own, with settings of its own."""
+        own, other = self.operator, self.another("other", "--lease-seconds=0", *SHORT_OPTIONS, *options)
+        own.kill()
+        self.operator = other
+        other.start()
+        try:
+            yield other
+        finally:
+            other.kill()
+            self.operator = own
+            own.start()
 
     def restore(self) -> None:
         """Bring back what a drill may have left.

@@ -20,7 +20,7 @@ from homeostat.hosts.migration import PeerUnreachable
 from tests.lab.host import Host
 from tests.lab.moving import RUNS, Move, drilled
 from tests.lab.processes import LabError
-from tests.lab.rig import SHORT_OPTIONS, Object, Rig, linux
+from tests.lab.rig import Object, Rig, linux
 from tests.lab.test_migration import (
     LAST_PASSES,
     SLOW,
@@ -220,7 +220,7 @@ def logged(host: Host) -> str:
 def test_addresses_and_console_follow_a_vm(rig: Rig) -> None:
     """By an operator that asks a guest for its addresses once only, unless it is somewhere else."""
     h1, h2 = rig.lab.hosts[:2]
-    with operated(rig, "--set=sweep_seconds=3600"):
+    with rig.operated("--set=sweep_seconds=3600"):
         uuid = placed(rig, "web", disks=[], interfaces=[LAN], **linux())
         rig.until(lambda: "GUEST-UP" in console(h1, uuid), "the guest to come up")
         say(rig, h1, uuid, "ip address add 198.51.100.201/32 dev eth0; echo here-$((1 + 1))", "here-2")
@@ -233,19 +233,6 @@ def test_addresses_and_console_follow_a_vm(rig: Rig) -> None:
     say(rig, h2, uuid, "echo there-$((1 + 2))", "there-3")
     assert logged(h1) == before
     assert rig.processes(uuid) == 2
-
-
-@contextmanager
-def operated(rig: Rig, *options: str) -> Iterator[None]:
-    """Another operator at work, with settings of its own."""
-    other = rig.another("other", "--lease-seconds=0", *SHORT_OPTIONS, *options)
-    rig.operator.kill()
-    other.start()
-    try:
-        yield
-    finally:
-        other.kill()
-        rig.operator.start()
 
 
 def addresses(rig: Rig) -> set[str]:
@@ -352,7 +339,7 @@ def test_a_vm_that_a_wrong_uri_led_to_a_third_host_is_started_nowhere_else(rig: 
 def test_the_operators_settings_hold_where_nobody_says_otherwise(rig: Rig) -> None:
     h2 = rig.lab.hosts[1]
     policy = '{"bandwidth": "3Mi", "maxDowntimeMilliseconds": 20}'
-    with operated(rig, f"--migration-policy={policy}", "--set=migrations=1"):
+    with rig.operated(f"--migration-policy={policy}", "--set=migrations=1"):
         configure(rig, "h1", {"migration": {"policy": {"bandwidth": "4Mi"}}})
         uuid = placed(rig, "web")
         placed(rig, "db")

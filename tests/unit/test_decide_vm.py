@@ -94,6 +94,7 @@ def domain(
 
 
 DOWN = Unknown("ConnectionLost", "no route to host", NOW)
+UNASKED = Unknown("HostNotAsked", "it is being connected to")
 
 
 def test_first_a_host_is_recorded_then_the_finalizer_then_the_definition_then_in_a_later_pass_the_start() -> None:
@@ -338,7 +339,9 @@ def test_another_order_of_disks_is_another_order_of_booting() -> None:
     assert status.pending_changes == ("boot order: root then data running, data then root wanted",)
 
 
-ANSWERS = st.sampled_from(["absent", "unknown", "off", "off-known", "running", "paused", "foreign", "saved", "behind"])
+ANSWERS = st.sampled_from(
+    ["absent", "unknown", "unasked", "off", "off-known", "running", "paused", "foreign", "saved", "behind"]
+)
 SPECS = st.sampled_from(
     [
         {},
@@ -373,6 +376,8 @@ def answer_of(word: str, of: VirtualMachine) -> Answer:
             return Absent()
         case "unknown":
             return DOWN
+        case "unasked":
+            return UNASKED
         case "off":
             return Present(domain(of))
         case "off-known":
@@ -395,28 +400,50 @@ def test_whatever_is_seen_no_start_or_removal_follows_from_the_unknown(
     spec: dict[str, Any], status: dict[str, Any], meta: dict[str, Any], a: str, b: str, fresh: bool
 ) -> None:
     wish = vm(spec, status, **meta)
-    seen = view(host("a", answer_of(a, wish)), host("b", answer_of(b, wish)), fresh=fresh)
+    hosts = (host(name, answer_of(word, wish), awaited=word == "unasked") for name, word in (("a", a), ("b", b)))
+    seen = view(*hosts, fresh=fresh)
     decision = decide(wish, seen, NOW)
     assert decision.say.reason in reasons.VM
     assert report.status(wish, seen, decision, NOW).state
     _check(wish, seen, decision, {"a": a, "b": b})
 
 
+SILENT = ("unknown", "unasked")
+
+
 def _check(wish: VirtualMachine, seen: VMView, decision: Decision, words: dict[str, str]) -> None:
     action = decision.action
     if isinstance(action, act.HostAction):
         assert seen.fresh
-        assert words[action.host] != "unknown"
+        assert words[action.host] not in SILENT
         assert not (words[action.host] == "foreign" and wish.spec.takeover == "Never")
     may_be = {c.hypervisor for c in wish.status.candidates} or ({"a", "b"} if wish.metadata.finalizers else set())
+    if wish.status.domain is not None:
+        may_be |= {name for name, word in words.items() if word == "unasked"}
     if isinstance(action, act.Start):
-        assert not any(words[name] == "unknown" for name in may_be)
+        assert not any(words[name] in SILENT for name in may_be)
         assert sum(words[name] in ("off", "off-known", "running", "paused", "saved", "behind") for name in words) == 1
     if isinstance(action, act.RemoveFinalizer) and wish.spec.deletion_policy == "Destroy":
         assert all(words[name] in ("absent", "foreign") for name in may_be)
     if wish.metadata.annotations:
         assert action is None
         assert decision.look is None
+
+
+def test_a_host_that_a_new_operator_has_not_asked_yet_may_have_what_a_person_moved_and_nothing_that_never_was() -> None:
+    seen = {"domain": {"state": "Running", "reason": "Booted"}}
+    for status, awaited, waits in ((seen, True, True), (seen, False, False), ({}, True, False)):
+        machine = settled(status=status)
+        for here in (Present(domain(machine, reason="Destroyed")), Absent()):
+            decision = decide(machine, view(host("a", here), host("b", UNASKED, awaited=awaited)), NOW)
+            assert (decision.say.reason == "HostNotAsked") == waits
+            assert (decision.action is None) == waits
+    gone = settled(status=seen, deletionTimestamp="2026-01-01T00:00:00Z")
+    decision = decide(gone, view(host("a", Absent()), host("b", UNASKED, awaited=True)), NOW)
+    assert (decision.say.reason, decision.action) == ("DeletingWaits", None)
+    abandoning = settled({"abandonHosts": ["b"]}, seen, deletionTimestamp="2026-01-01T00:00:00Z")
+    decision = decide(abandoning, view(host("a", Absent()), host("b", UNASKED, awaited=True)), NOW)
+    assert decision.action == act.RemoveFinalizer()
 
 
 def test_a_host_not_asked_yet_ends_no_run_and_a_step_is_not_written_at_once() -> None:

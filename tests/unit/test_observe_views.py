@@ -71,6 +71,7 @@ changes = st.one_of(
     st.tuples(st.just("answer"), hosts, st.tuples(some_domains, st.booleans(), st.sampled_from((True, False, None)))),
     st.tuples(st.just("missing"), hosts, st.booleans()),
     st.tuples(st.just("time"), st.just(""), st.sampled_from((1, 60))),
+    st.tuples(st.just("waits no longer"), st.just(""), st.none()),
 )
 
 
@@ -79,7 +80,7 @@ class Bed:
 
     def __init__(self) -> None:
         self.time = EPOCH
-        self.fleet = Fleet(self.now, lambda names: None, cluster="here", listed=True)
+        self.fleet = Fleet(self.now, lambda names: None, cluster="here", listed=True, awaiting=True)
         for name in HOSTS:
             self.fleet.note_hypervisor(name, hypervisor(name, name))
             self._says(name, answer(name, (), active=True, reachable=True))
@@ -106,6 +107,8 @@ class Bed:
             self._says(name, answer(name, domains, active=active, reachable=reachable))
         elif what == "missing":
             self.fleet.missing.update({name: "a Secret"}) if how else self.fleet.missing.pop(name, None)
+        elif what == "waits no longer":
+            self.fleet.awaiting = False
         elif what == "time":
             self.time += timedelta(seconds=how)
 
@@ -126,6 +129,7 @@ class Bed:
 
 OUT = {"outOfService": {"since": "2030-01-01T00:00:30Z", "evidence": "PoweredOff"}}
 SILENT: tuple[tuple[str, ...], bool, bool | None] = ((), False, False)
+UNASKED: tuple[tuple[str, ...], bool, bool | None] = ((), False, None)
 
 
 @example([("answer", "h1", SILENT), ("hypervisor", "h1", ("h1", OUT)), ("time", "", 60)])
@@ -139,6 +143,7 @@ SILENT: tuple[tuple[str, ...], bool, bool | None] = ((), False, False)
         ("answer", "h2", ((), True, True)),
     ]
 )
+@example([("answer", "h1", UNASKED), ("waits no longer", "", None)])
 @example([("hypervisor", "h1", ("h1", {"meta": {"deletionTimestamp": "2030-01-01T00:00:00Z"}})), ("vm", "a", None)])
 @given(st.lists(changes, max_size=12))
 def test_what_is_kept_of_a_host_is_what_a_look_that_keeps_nothing_would_say(steps: list[tuple[str, str, Any]]) -> None:

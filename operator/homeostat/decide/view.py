@@ -25,8 +25,9 @@ class HostView:
     """One Hypervisor as a decision about one VM sees it.
 
     `closed` says why no VM may be placed there now (reason, sentence), None when one may. `released` says that a person
-    declared the host out of service and nothing was heard from it since. `volumes` has the volume names of each pool
-    that was looked at, or why it could not be; empty when nothing was looked at.
+    declared the host out of service and nothing was heard from it since. `awaited` says that the operator has just
+    started, and that this host, which answered the one before, has neither answered nor failed to. `volumes` has the
+    volume names of each pool that was looked at, or why it could not be; empty when nothing was looked at.
     """
 
     name: str
@@ -40,6 +41,7 @@ class HostView:
     closed: tuple[str, str] | None = None
     starts_blocked: tuple[str, str] | None = None
     released: bool = False
+    awaited: bool = False
     free_cpus: int = 0
     free_memory_mib: int = 0
     volumes: Mapping[str, frozenset[str] | Unknown] = field(default_factory=dict)

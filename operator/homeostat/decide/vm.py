@@ -17,7 +17,7 @@ from homeostat.api.virtualmachine import VirtualMachine
 from homeostat.decide import placement, runstrategy, wanted
 from homeostat.decide.view import Decision, HostView, Say, VMView
 from homeostat.decide.vm_behind import catch_up
-from homeostat.decide.vm_case import Case, listed, only, record
+from homeostat.decide.vm_case import Case, only, record
 from homeostat.decide.vm_definition import define, mark_own
 from homeostat.decide.vm_deleting import delete
 from homeostat.decide.vm_disks import known
@@ -26,7 +26,7 @@ from homeostat.decide.vm_retry import backing_off
 from homeostat.decide.vm_running import running
 from homeostat.decide.vm_storage import storage
 from homeostat.decide.vm_twice import defined_twice, running_twice
-from homeostat.decide.whereabouts import Place, blindness, candidate_of, foreignness, host_of, locate
+from homeostat.decide.whereabouts import Place, blindness, candidate_of, foreignness, host_of, listed, locate
 
 
 def decide(vm: VirtualMachine, view: VMView, now: datetime) -> Decision:

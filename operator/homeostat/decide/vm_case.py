@@ -47,11 +47,6 @@ def candidates(case: Case) -> set[str]:
     return {host.name for host in found if host is not None}
 
 
-def listed(vm: VirtualMachine, host: HostView) -> bool:
-    """Whether the host is recorded as one where the VM may be."""
-    return any(candidate.host_uuid == host.host_uuid for candidate in vm.status.candidates)
-
-
 def only(vm: VirtualMachine, host: HostView) -> bool:
     """Whether this host, as it is now, is the one candidate."""
     return [(c.hypervisor, c.uid, c.host_uuid) for c in vm.status.candidates] == [(host.name, host.uid, host.host_uuid)]

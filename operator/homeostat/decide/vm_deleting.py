@@ -10,12 +10,12 @@ from homeostat.api.meta import FINALIZER
 from homeostat.decide import runstrategy
 from homeostat.decide.view import Decision, Look, Say
 from homeostat.decide.vm_behind import catch_up
-from homeostat.decide.vm_case import Case, candidates, do, listed, record
+from homeostat.decide.vm_case import Case, candidates, do, record
 from homeostat.decide.vm_definition import not_off
 from homeostat.decide.vm_off import probe
 from homeostat.decide.vm_running import since, stop
 from homeostat.decide.vm_storage import remove_volumes
-from homeostat.decide.whereabouts import Place, abandoned, blindness, foreignness, may_be_anywhere
+from homeostat.decide.whereabouts import Place, abandoned, blindness, foreignness, listed, may_be_anywhere
 
 
 def delete(case: Case) -> Decision:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from homeostat.api import actions as act
 from homeostat.decide import runstrategy
 from homeostat.decide.view import Decision, Say
-from homeostat.decide.vm_case import Case, do, listed
+from homeostat.decide.vm_case import Case, do
 from homeostat.decide.vm_off import managed_save
-from homeostat.decide.whereabouts import Place
+from homeostat.decide.whereabouts import Place, listed
 
 
 def running_twice(case: Case) -> Decision:

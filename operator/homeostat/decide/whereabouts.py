@@ -27,8 +27,8 @@ class Place:
 class Whereabouts:
     """`ours`: domains that are this VM's; `foreign`: domains with its UUID that are not, and whose.
 
-    `blind`: hosts where the VM may be and that cannot be asked, with why. `behind`: a host knows a newer generation
-    than the object.
+    `blind`: hosts where the VM may be and that cannot be asked, with why; in the first seconds of an operator these are
+    all that answered the one before and not yet this one. `behind`: a host knows a newer generation than the object.
     """
 
     ours: list[Place] = field(default_factory=list)
@@ -103,14 +103,28 @@ def may_be_anywhere(vm: VirtualMachine) -> bool:
 
 
 def _blind(vm: VirtualMachine, view: VMView, *, everywhere: bool) -> Iterator[tuple[str, Unknown]]:
-    if everywhere or may_be_anywhere(vm):
-        for host in view.hosts.values():
-            if isinstance(host.answer, Unknown) and not host.released and not abandoned(vm, host.name):
-                yield host.name, host.answer
+    for host in view.hosts.values():
+        if not (everywhere or may_be_anywhere(vm) or _moved_perhaps(vm, host)):
+            continue
+        if isinstance(host.answer, Unknown) and not host.released and not abandoned(vm, host.name):
+            yield host.name, host.answer
     for candidate in vm.status.candidates:
         unknown = _candidate_blind(vm, view, candidate.hypervisor, candidate.host_uuid)
         if unknown is not None and not (everywhere and candidate.hypervisor in view.hosts):
             yield candidate.hypervisor, unknown
+
+
+def _moved_perhaps(vm: VirtualMachine, host: HostView) -> bool:
+    """Whether a person may have taken the VM there while no operator looked: the host has not been asked since.
+
+    What was never seen defined, nobody has moved.
+    """
+    return host.awaited and vm.status.domain is not None and not listed(vm, host)
+
+
+def listed(vm: VirtualMachine, host: HostView) -> bool:
+    """Whether the host is recorded as one where the VM may be."""
+    return any(candidate.host_uuid == host.host_uuid for candidate in vm.status.candidates)
 
 
 def _candidate_blind(vm: VirtualMachine, view: VMView, name: str, host_uuid: str) -> Unknown | None:

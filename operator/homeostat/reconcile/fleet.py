@@ -87,6 +87,8 @@ class Fleet:
     doubted: set[Key] = field(default_factory=set)
     """VMs that a list did not show, or an event showed as they were before: only a read says what they are."""
     migrations: dict[Key, VirtualMachineMigration] = field(default_factory=dict)
+    awaiting: bool = False
+    """Whether the operator began so lately that hosts may be on their first answer to it."""
     views: dict[str, tuple[HostView, HostAnswer, int]] = field(default_factory=dict)
     """What observe has made of Hypervisors, of which answer, and after how many changes of what is claimed there."""
     _waiting: dict[Key, None] = field(default_factory=dict)  # VMs that wait for a host that fits
@@ -207,6 +209,14 @@ class Fleet:
         if missing is None or answer.reachable:  # a connection that is there needs no credentials any more
             return answer
         return replace(answer, reachable=False, reason="CredentialsMissing", message=missing)
+
+    def awaited(self, hypervisor: Hypervisor) -> bool:
+        """Whether a host that answered the operator before this one has neither answered this one nor failed to.
+
+        One that was silent already keeps nobody waiting.
+        """
+        known = hypervisor.status.host_uuid is not None and verdicts.silent_since(hypervisor) is None
+        return self.awaiting and known and self.answer(hypervisor.metadata.name).reachable is None
 
     def connection(self, name: str) -> Connection | None:
         """The connection to a Hypervisor's host; None while there is none."""

@@ -56,7 +56,8 @@ def _without(fleet: Fleet, hypervisor: Hypervisor, answer: HostAnswer) -> HostVi
         if said is answer and changes == fleet.changes(view.host_uuid):
             return view
     view = _made(fleet, hypervisor, answer)
-    if hypervisor.spec.out_of_service is None and not hypervisor.metadata.deleting and not fleet.twins(hypervisor):
+    lasting = hypervisor.spec.out_of_service is None and not hypervisor.metadata.deleting and not view.awaited
+    if lasting and not fleet.twins(hypervisor):
         fleet.views[name] = (view, answer, fleet.changes(view.host_uuid))
     return view
 
@@ -74,6 +75,7 @@ def _made(fleet: Fleet, hypervisor: Hypervisor, answer: HostAnswer) -> HostView:
         closed=verdicts.closed(*said) or _not_admitted(hypervisor),
         starts_blocked=verdicts.starts_blocked(*said),
         released=fleet.released(hypervisor),
+        awaited=fleet.awaited(hypervisor),
     )
     (cpus, memory), (used_cpus, used_memory) = capacity(view), fleet.taken(hypervisor)
     return replace(view, free_cpus=cpus - used_cpus, free_memory_mib=memory - used_memory)

@@ -89,6 +89,7 @@ class Operator:
     async def run(self) -> None:
         """Work until cancelled; raises when the API server does not answer at first."""
         self.fleet.cluster = await self.client.cluster_id()
+        self.fleet.awaiting = True
         plurals = (Hypervisor.plural, VirtualMachine.plural, VirtualMachineMigration.plural)
         try:
             async with asyncio.TaskGroup() as group:
@@ -97,6 +98,7 @@ class Operator:
                 group.create_task(self.hypervisors.run(), name="hypervisors")
                 group.create_task(self._migrations_after_hypervisors(), name="migrations")
                 group.create_task(self._vms_after_the_others(), name="virtualmachines")
+                group.create_task(self._first_answers(), name="first-answers")
         finally:
             await asyncio.gather(
                 *(informer.close() for informer in self.fleet.informers.values()), return_exceptions=True
@@ -116,6 +118,19 @@ class Operator:
         # its migration is known could be taken for one that runs twice.
         await self.migrations.synced.wait()
         await self.vms.run()
+
+    async def _first_answers(self) -> None:
+        """Wait for hosts that were not asked yet no longer than an attempt to connect may take.
+
+        Until then a VM is not believed to be off because the host that it is said to be on says so: a person may have
+        moved it while no operator looked.
+        """
+        await self.hypervisors.synced.wait()
+        await asyncio.sleep(self.settings.connect_timeout_seconds)
+        late = [name for name, each in self.fleet.hypervisors.items() if self.fleet.awaited(each)]
+        self.fleet.awaiting = False
+        for name in late:
+            self._host_changed(name, None)
 
     async def _hypervisor_keys(self) -> Iterable[Key]:
         items = [_parsed(Hypervisor, item) for item in await self.client.list_all(Hypervisor)]

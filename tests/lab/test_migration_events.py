@@ -104,18 +104,23 @@ def test_what_the_guest_wrote_before_it_was_moved_is_on_its_disk(rig: Rig) -> No
     disk = {"name": "root", "pool": "shared", "size": "8Mi", "source": {"type": "Image", "image": image}}
     try:
         uuid = placed(rig, "greeter", disks=[disk])
-        rig.until(lambda: boots(h1, uuid) == 1, "the guest to boot and to write")
+        rig.until(lambda: boots(h1, uuid) == 1, "the guest to boot")
+        rig.until(lambda: wrote(content(h1)), "the guest to write")  # it does so after it has greeted
         before = content(h1)
         move(rig, "go", "greeter", target=H2)
         finished(rig, "go", "Migrated")
         only_on(rig, "greeter", h2)
         assert content(h2) == before
-        assert before[SECTOR : 2 * SECTOR] == before[:SECTOR]  # what it wrote is a copy of its boot sector
         h2.kill_qemu(uuid)
         rig.until(lambda: boots(h2, uuid) == 1, "the guest to boot from its disk again")
         only_on(rig, "greeter", h2)
     finally:
         path.unlink()
+
+
+def wrote(disk: bytes) -> bool:
+    """Whether the guest has copied its boot sector to the second one."""
+    return disk[SECTOR : 2 * SECTOR] == disk[:SECTOR]
 
 
 def content(host: Host) -> bytes:

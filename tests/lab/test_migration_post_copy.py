@@ -154,6 +154,8 @@ def test_a_source_that_dies_in_post_copy_has_lost_memory_and_a_person_decides(ri
     h1.part(h2)
     rig.until(lambda: "post-copy failed" in h1.virsh("domstate", "--reason", uuid), "the break")
     h1.kill_qemu(uuid)
+    # It forgets the job if it hears of that after its peer's answer, which comes at once when the peer is thawed.
+    rig.until(lambda: "shut off" in h1.virsh("domstate", uuid), "the source's libvirt to see that its QEMU is gone")
     h2.thaw_libvirtd()
     h1.unfilter()
     rig.until(lambda: rig.condition("vmmig", "go", "Ambiguous").get("status") == "True", "it to be Ambiguous")

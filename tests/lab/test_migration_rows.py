@@ -112,7 +112,7 @@ def test_a_silent_source_is_left_with_the_target_that_waits_for_a_go_until_it_is
     pid = h1.qemu_pid(uuid)
     with left_alone(rig, uuid, h1, h2):
         h2.mute(h1)
-        switch(rig, uuid, wait=False)
+        switch(rig, uuid)
         h1.shun()
         waits(rig, "13b", "Unknown", "SourceUnknown")
         rig.until(lambda: idle(h1, uuid) and running(rig, uuid, h1), "the source to go on")

@@ -85,7 +85,7 @@ def test_a_restless_guest_is_switched_over_by_force_when_the_time_is_out(rig: Ri
 
 @pytest.mark.parametrize("deed", ["reboot", "panic"])
 def test_a_guest_that_resets_or_panics_in_mid_copy_is_moved_as_it_is(rig: Rig, deed: str) -> None:
-    uuid = placed(rig, "web", disks=[SHARED], **linux(f"homeostat.{deed}=6"))
+    uuid = placed(rig, "web", disks=[SHARED], **linux(f"homeostat.{deed}=12"))
     h1, h2 = rig.lab.hosts[:2]
     pid = h1.qemu_pid(uuid)
     move(rig, "go", "web", target=H2, policy=CRAWLING)

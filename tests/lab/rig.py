@@ -216,6 +216,15 @@ class Rig:
         """The whole status; an empty one when there is no such object."""
         return dict((self.get(kind, name, namespace) or {}).get("status", {}))
 
+    def known(self, kind: str, name: str) -> None:
+        """Wait until the operator has decided on the object as it is declared now."""
+
+        def decided() -> bool:
+            found = self.get(kind, name) or {}
+            return bool(found["metadata"]["generation"] == found.get("status", {}).get("observedGeneration"))
+
+        self.until(decided, f"{kind} {name} to be decided on as it is now")
+
     # VMs
 
     def vm(self, name: str, namespace: str = "default", **spec: Any) -> str:

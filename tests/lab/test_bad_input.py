@@ -125,6 +125,7 @@ MISPLACED = {
 @pytest.fixture
 def changed_hypervisors(rig: Rig) -> Iterator[None]:
     rig.patch("hv", "h3", pools_of_h3("elsewhere"))
+    rig.known("hv", "h3")
     yield
     rig.kubectl("label", "hv", "h2", "disk-")
 

@@ -95,6 +95,7 @@ def test_a_disk_made_from_an_image_boots_keeps_what_is_written_and_leaves_the_im
     ]
     host.kill_qemu(uuid)
     rig.until(lambda: boots(host, uuid) == 2, "the guest to boot again")
+    rig.until(lambda: "wr_req 0" not in host.virsh("domblkstat", uuid, "vda"), "the guest to write")
     rig.patch("vm", "imaged", {"spec": {"runStrategy": "Halted"}})
     rig.says("imaged", "Halted")
     shown = host.execute("qemu-io", "-r", "-f", "qcow2", "-c", f"read -v {SECTOR} {SECTOR}", chain[0])

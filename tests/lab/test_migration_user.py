@@ -64,12 +64,7 @@ def percents(path: Path) -> list[int]:
 def configure(rig: Rig, name: str, spec: Object) -> None:
     """Change a Hypervisor's spec; returns when the operator knows of it."""
     rig.patch("hv", name, {"spec": spec})
-
-    def noted() -> bool:
-        found = rig.get("hv", name) or {}
-        return bool(found["status"].get("observedGeneration") == found["metadata"]["generation"])
-
-    rig.until(noted, f"the spec of {name} to be noted")
+    rig.known("hv", name)
 
 
 def sentences(rig: Rig, name: str) -> str:

@@ -158,6 +158,7 @@ def test_a_halted_vm_is_nowhere_then_runs_then_stops_and_ignores_requests_made_m
     halted(rig, "halted")
     rig.says("halted", "Halted")
     rig.request("halted", "meanwhile")
+    rig.known("vm", "halted")
     rig.stays(lambda: host.qemu_pid(uuid) is None, "halted", 2)
     rig.patch("vm", "halted", {"spec": {"runStrategy": "Manual"}})
     rig.says("halted", "NotRequested")

@@ -59,6 +59,7 @@ def refused(rig: Rig, reason: str, *words: str) -> None:
 
 
 def ready(rig: Rig) -> None:
+    rig.known("hv", "h1")
     rig.until(lambda: rig.state("hv", "h1") == "Ready", "h1 to be Ready")
 
 

@@ -12,7 +12,7 @@ from homeostat.api import actions as act
 from homeostat.api.observed import Absent, Present
 from homeostat.decide import report
 from homeostat.decide.vm import decide
-from tests.unit.test_decide_vm import NOW, UID, domain, host, owner, settled, view
+from tests.unit.test_decide_vm import DOWN, NOW, UID, UNASKED, candidate, domain, host, owner, settled, view
 
 DISKS = {"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}]}
 VOLUMES = {"default": frozenset({f"shop_web_root_{UID}.qcow2"})}
@@ -65,6 +65,21 @@ def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() ->
     assert probe.owner.probe
     probing = Present(domain(going, owner=owner(going, probe=True)))
     assert decide(going, view(host("a", probing)), NOW).action == act.Start("a", UID, paused=True)
+
+
+@pytest.mark.parametrize("status", [LOST, LOST | {"candidates": [candidate("a"), candidate("b")]}], ids=["", "listed"])
+def test_a_probe_is_a_start_and_waits_for_every_host_where_the_vm_may_be(status: dict[str, Any]) -> None:
+    silent = host("b", DOWN) if "candidates" in status else host("b", UNASKED, awaited=True)
+    for spec, meta, reason in (
+        ({"runStrategy": "Halted"}, {}, "HostUnreachable" if "candidates" in status else "HostNotAsked"),
+        ({}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "DeletingWaits"),
+    ):
+        machine = settled(DISKS | spec, status, **meta)
+        probing = Present(domain(machine, owner=owner(machine, probe=True)))
+        decision = decide(machine, view(host("a", probing), silent), NOW)
+        assert (decision.action, decision.say.reason) == (None, reason)
+        alone = decide(machine, view(host("a", probing), host("b", Absent())), NOW).action
+        assert isinstance(alone, act.Start if status is LOST or meta else act.RecordCandidates)
 
 
 @pytest.mark.parametrize("reason", ["Unknown", "Failed", "Crashed", "Daemon"])

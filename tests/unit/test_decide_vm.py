@@ -340,7 +340,7 @@ def test_another_order_of_disks_is_another_order_of_booting() -> None:
 
 
 ANSWERS = st.sampled_from(
-    ["absent", "unknown", "unasked", "off", "off-known", "running", "paused", "foreign", "saved", "behind"]
+    ["absent", "unknown", "unasked", "off", "off-known", "probed", "running", "paused", "foreign", "saved", "behind"]
 )
 SPECS = st.sampled_from(
     [
@@ -352,6 +352,8 @@ SPECS = st.sampled_from(
         {"deletionPolicy": "Release"},
         {"takeover": "Unowned"},
         {"placement": {"host": "b"}},
+        {"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}]},
+        {"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}], "runStrategy": "Halted"},
     ]
 )
 STATUSES = st.sampled_from(
@@ -360,6 +362,7 @@ STATUSES = st.sampled_from(
         {"candidates": [candidate("a")]},
         {"candidates": [candidate("a"), candidate("b")]},
         {"candidates": [candidate("a")], "host": "a", "domain": {"state": "Running", "reason": "Booted"}},
+        {"candidates": [candidate("a")], "host": "a", "domain": {"state": "Unknown", "reason": "RecordLost"}},
     ]
 )
 METAS: list[dict[str, Any]] = [
@@ -382,6 +385,8 @@ def answer_of(word: str, of: VirtualMachine) -> Answer:
             return Present(domain(of))
         case "off-known":
             return Present(domain(of, reason="Destroyed"))
+        case "probed":
+            return Present(domain(of, owner=owner(of, probe=True)))
         case "running":
             return Present(domain(of, state="Running", reason="Booted"))
         case "paused":
@@ -422,7 +427,7 @@ def _check(wish: VirtualMachine, seen: VMView, decision: Decision, words: dict[s
         may_be |= {name for name, word in words.items() if word == "unasked"}
     if isinstance(action, act.Start):
         assert not any(words[name] in SILENT for name in may_be)
-        assert sum(words[name] in ("off", "off-known", "running", "paused", "saved", "behind") for name in words) == 1
+        assert sum(word not in ("absent", "foreign", *SILENT) for word in words.values()) == 1
     if isinstance(action, act.RemoveFinalizer) and wish.spec.deletion_policy == "Destroy":
         assert all(words[name] in ("absent", "foreign") for name in may_be)
     if wish.metadata.annotations:

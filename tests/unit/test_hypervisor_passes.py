@@ -152,6 +152,25 @@ def test_the_metric_of_a_hypervisor_that_is_gone_goes_with_it() -> None:
     run_virtual(drill())
 
 
+def test_a_hypervisor_is_not_let_go_while_a_vm_is_being_given_its_host() -> None:
+    async def drill() -> None:
+        bed = Bed()
+        await bed.passes()
+        assert bed.api.item is not None
+        bed.api.item["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
+        bed.api.vms = [item(2)]
+        bed.fleet.note_vm(WEB, vm(2))
+        bed.fleet.assume(WEB, vm(2), frozenset({bed.host.uuid}))  # decided on, and on its way to the API server
+        await bed.passes()
+        assert bed.api.item["metadata"]["finalizers"] == [FINALIZER]
+        bed.fleet.drop_assumption(WEB)
+        await bed.passes()
+        assert bed.api.item["metadata"]["finalizers"] == []
+        await bed.fleet.informers["h1"].close()
+
+    run_virtual(drill())
+
+
 def test_a_hypervisor_is_not_let_go_by_a_list_that_does_not_show_the_vm_that_came_meanwhile() -> None:
     async def drill() -> None:
         bed = Bed()

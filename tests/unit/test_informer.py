@@ -313,6 +313,18 @@ async def test_a_list_begun_before_a_look_does_not_undo_it(host: Host, informer:
 
 
 @drill
+async def test_a_domain_that_goes_while_a_list_is_made_is_no_strangers(host: Host, informer: Watched) -> None:
+    """A list is several calls: it is off in the first, and among those that have a definition no more in the second."""
+    host.put(replace(row(B, "Shutoff", "Destroyed"), persistent=False), tell=False)
+    host.held["domains"] = asyncio.Event()
+    await asyncio.sleep(31)
+    host.drop(B, tell=False)
+    host.held.pop("domains").set()
+    await asyncio.sleep(0.1)
+    assert B not in informer.answer.domains
+
+
+@drill
 async def test_a_list_that_hangs_on_one_domain_delays_no_event(host: Host, informer: Watched) -> None:
     held = host.held["domains"] = asyncio.Event()
     await asyncio.sleep(40)  # the list has begun

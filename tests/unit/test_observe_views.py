@@ -120,6 +120,8 @@ class Bed:
             fleet.note_hypervisor(name, each)
         for key, vm in self.fleet.vms.items():
             fleet.note_vm(key, vm)
+        for key, hosts in self.fleet._assumed.items():
+            fleet.assume(key, self.fleet.vms[key], hosts)
         return {name: fleet.holds(each) for name, each in fleet.hypervisors.items()}
 
     def look(self) -> list[object]:

@@ -55,7 +55,8 @@ def _recorded(case: Case) -> Decision:
 
 def _remove(case: Case, place: Place) -> Decision:
     domain, host, say = place.domain, place.host, Say("Deleting")
-    if case.where.behind and case.where.blind:
+    lost = runstrategy.maybe_running(case.vm, domain, host.name)
+    if case.where.blind and (case.where.behind or lost):
         return Decision(Say("DeletingWaits", blindness(case.where).detail))
     if domain.active and (behind := catch_up(case, place)) is not None:
         return behind
@@ -66,7 +67,7 @@ def _remove(case: Case, place: Place) -> Decision:
     if domain.active:
         # Not since it was deleted: its host may have been silent for long, and the guest was never asked.
         return stop(case, place, Say("DeletingStops"), since(case, "DeletingStops"))
-    if runstrategy.maybe_running(case.vm, domain, host.name):
+    if lost:
         return probe(case, place)
     if domain.managed_save:
         return do(case, act.DiscardManagedSave(host.name, domain.uuid), say, host)

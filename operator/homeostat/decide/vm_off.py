@@ -26,7 +26,7 @@ def off(case: Case, place: Place) -> Decision:
     if starts and not evacuated:
         return _start(case, place)
     if runstrategy.maybe_running(vm, domain, place.host.name):
-        return probe(case, place)
+        return barred(case, place.host) or probe(case, place)
     if evacuated:
         return _stay_off(case, place, runstrategy.EVACUATED, Say("Evacuated", f"it is on Hypervisor {place.host.name}"))
     return _stay_off(case, place, went, at_rest(vm))
@@ -58,18 +58,23 @@ def _start(case: Case, place: Place) -> Decision:
 
 def no_start(case: Case, host: HostView) -> Decision | None:
     """What forbids a start on this host, whatever the spec says."""
+    if (no_process := barred(case, host)) is not None:
+        return no_process
+    if host.name_holder is not None:
+        name = wanted.domain_name(case.vm)
+        detail = f"Hypervisor {host.name} has a domain named {name} with UUID {host.name_holder}"
+        return Decision(Say("ForeignName", detail))
+    return managed_save(case)
+
+
+def barred(case: Case, host: HostView) -> Decision | None:
+    """What forbids any process on this host, be it a probe that is never let run: another may have the same disks."""
     where = case.where
     if where.foreign:
         return Decision(foreignness(where))
     if where.blind:
         return Decision(Say("StoreBehind", blindness(where).detail) if where.behind else blindness(where))
-    if host.name_holder is not None:
-        name = wanted.domain_name(case.vm)
-        detail = f"Hypervisor {host.name} has a domain named {name} with UUID {host.name_holder}"
-        return Decision(Say("ForeignName", detail))
-    if host.starts_blocked is not None:
-        return Decision(Say(*host.starts_blocked))
-    return managed_save(case)
+    return Decision(Say(*host.starts_blocked)) if host.starts_blocked is not None else None
 
 
 def managed_save(case: Case) -> Decision | None:

@@ -15,7 +15,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from homeostat.api.observed import Absent, Answer, Credentials, Domain, HostAnswer, HostFacts, Present, Unknown
+from homeostat.api.observed import (
+    ACTIVE_STATES,
+    Absent,
+    Answer,
+    Credentials,
+    Domain,
+    HostAnswer,
+    HostFacts,
+    Present,
+    Unknown,
+)
 from homeostat.hosts.cache import DomainCache, bare, read_definitions, read_domain
 from homeostat.hosts.driver import (
     OPERATION_TIMEOUT,
@@ -314,6 +324,8 @@ class HostInformer:
     async def _definitions(self, connection: Connection, row: DomainRow) -> Domain | None:
         """One domain of a list; one whose definitions cannot be had is still there."""
         try:
+            if row.state not in ACTIVE_STATES and not row.persistent:  # it went while the list was made, call by call
+                return await self._bounded(read_domain(connection, row.uuid))
             return await self._bounded(read_definitions(connection, row))
         except HostUnreachable:
             raise

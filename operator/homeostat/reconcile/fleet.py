@@ -268,7 +268,9 @@ class Fleet:
         if hypervisor.metadata.deleting and any(not each.metadata.deleting for each in others):
             return ()
         uuid, name = self.host_uuid(hypervisor), hypervisor.metadata.name
-        return tuple(sorted("/".join(key) for key in self._held[None] | self._held[name] | self._held[uuid]))
+        # Also those that are just being given this host: what is on its way to the API server is in no list.
+        given = {key for key, hosts in self._assumed.items() if uuid in hosts}
+        return tuple(sorted("/".join(key) for key in self._held[None] | self._held[name] | self._held[uuid] | given))
 
     def claims(self, hypervisor: Hypervisor) -> verdicts.Claims:
         """What is promised of a host, to VMs and to domains that are no VM's."""

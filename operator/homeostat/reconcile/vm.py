@@ -245,7 +245,7 @@ class VMReconciler:
         try:
             with retried(type(action).__name__):
                 written = await self._changed(seen, action)
-        except Retry:
+        except Exception:
             self._fleet.drop_assumption(key)
             raise
         vm = self._note_written(key, written)

@@ -49,6 +49,7 @@ def up(name: str) -> None:
         print(f"    {host.name}: {host.uri_tcp}")
     step("The operator: kubectl apply -f crds/, then `homeostat run`")
     plane.kubectl("apply", "-f", ROOT / "crds")
+    plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", ROOT / "crds")
     _namespace(plane, NAMESPACE)
     operator = OperatorProcess(STATE / name, plane.kubeconfig)
     operator.start()

@@ -21,8 +21,8 @@ def await_discovery(cluster: ControlPlane | GivenControlPlane) -> None:
     deadline = time.monotonic() + DISCOVERY_SECONDS
     while True:
         try:
-            cluster.kubectl("explain", "vm.spec")
-            cluster.kubectl("explain", "hv.spec")
+            for kind in ("vm", "hv", "vmmig"):
+                cluster.kubectl("explain", f"{kind}.spec")
             return
         except ControlPlaneError:
             if time.monotonic() > deadline:

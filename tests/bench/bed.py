@@ -88,6 +88,7 @@ class Bed:
 
     def _declare(self) -> None:
         self.plane.kubectl("apply", "-f", str(ROOT / "crds"))
+        self.plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(ROOT / "crds"))
         self.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}])
         many = {"cpuPercent": 2000}
         self.apply(

@@ -23,7 +23,7 @@ def _open_locked(directory: Path) -> int:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(directory, os.O_RDONLY)
-        except FileNotFoundError:  # it, or what it is in, was removed meanwhile
+        except (FileNotFoundError, FileExistsError):  # it, or what it is in, was removed meanwhile
             continue
         _lock(descriptor, directory)
         # Its last owner may have removed the directory while we waited: then this lock is on nothing that has a name.

@@ -17,6 +17,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -251,9 +252,10 @@ class Host:
 
     def mute(self, peer: Host) -> None:
         """Lose what its libvirtd answers a peer's: requests of the peer arrive and are carried out."""
-        # Bare acknowledgments (52 bytes) pass, or the peer's TCP would hold back what it sends after the first loss.
-        answers = ("--sport", "16509", "-d", peer.address, "-m", "length", "--length", "53:65535")
-        self._filter("-A", "OUTPUT", *answers, "-j", "DROP")
+        # Bare acknowledgments (52 bytes, up to 72 of what came twice) pass, or the peer's TCP would hold back what it
+        # sends after the first loss. The shortest answer, to a keep-alive, has 80; new connections are not answered.
+        for answers in (("-m", "length", "--length", "73:65535"), ("--tcp-flags", "SYN", "SYN")):
+            self._filter("-A", "OUTPUT", "--sport", "16509", "-d", peer.address, *answers, "-j", "DROP")
 
     def shun(self) -> None:
         """Lose what its libvirtd says to this machine, and so to an operator; the other hosts hear it."""
@@ -347,7 +349,7 @@ class Host:
 
     def forget(self, domain: str) -> None:
         """Remove a domain, whatever it is in the middle of; a libvirtd that does not let go of it is started anew."""
-        if self.qemu_pid(domain):
+        with suppress(LabError):  # it may have none, or lose it while that is looked up
             self.kill_qemu(domain)
         name = next((each.name for each in self.domains() if each.uuid == domain), None)
         if name is None:

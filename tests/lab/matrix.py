@@ -100,6 +100,7 @@ class Bed:
         options = ["--lease-seconds=0", *(f"--set={key}={value}" for key, value in SETTINGS.items())]
         self.operator = OperatorProcess(self.directory, self._kubeconfig(), *options)
         self.rig.kubectl("apply", "-f", str(ROOT / "crds"))
+        self.rig.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(ROOT / "crds"))
         self._used: list[str] = []
         self._use("h1", "h2")
 

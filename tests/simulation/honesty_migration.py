@@ -321,9 +321,11 @@ async def the_sources_daemon_dies_before_finish(rig: Rig) -> Seen:
     await move.switch()
     await move.left()
     await asyncio.sleep(2)
-    await rig.one.restart_daemon()
+    await rig.one.stop_daemon()
+    there = await move.side(move.there)  # it waits for seconds, and a daemon may take as long to start
+    await rig.one.start_daemon()
     await move.again()
-    first = [await move.side(rig.host), await move.side(move.there)]
+    first = [await move.side(rig.host), there]
     await asyncio.sleep(45)
     return [first, await move.seen()]
 

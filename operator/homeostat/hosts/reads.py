@@ -92,8 +92,8 @@ def addresses(one: Virt) -> list[tuple[str, str, str]]:
 def host(virt: Virt) -> HostFacts:
     """Identity, versions and capacity; no pools."""
     _model, memory_mib, cpus, *_topology = virt.getInfo()
-    interfaces = _optional(_interfaces, virt)
-    bridges = networks.bridges(interfaces or ())
+    found = interfaces(virt)
+    bridges = networks.bridges(found or ())
     active = {one.name(): _network(virt, one) for one in virt.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)}
     facts = host_facts(virt.getCapabilities(), {kind: _domain_capabilities(virt, kind) for kind in ("kvm", "qemu")})
     return replace(
@@ -105,9 +105,18 @@ def host(virt: Virt) -> HostFacts:
         memory_mib=memory_mib,
         networks=tuple(sorted(active)),
         bridges=tuple(sorted(bridges)),
-        bridges_known=interfaces is not None,
+        bridges_known=found is not None,
         mtus=networks.mtus(bridges, [one for one in active.values() if one is not None]),
     )
+
+
+def interfaces(virt: Virt) -> list[ET.Element] | None:
+    """The host's interfaces; None where libvirt cannot tell them.
+
+    Asked once more if that fails: libvirt describes no bridge of which a port, such as a guest's, goes meanwhile.
+    """
+    found = _optional(_interfaces, virt)
+    return _optional(_interfaces, virt) if found is None else found
 
 
 def pools(virt: Virt) -> tuple[Pool, ...]:

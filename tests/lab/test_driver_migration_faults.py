@@ -109,7 +109,9 @@ def test_the_targets_daemon_dies_at_the_switchover(lab: Lab) -> None:
         assert type(error) is HostError
         move.hosts[1].start_libvirtd()
         await move.connect()
-        seen = await move.until((("Running", "MigrationCanceled", True, ""), None), (STALE, None))
+        # Unpaused: the last of its memory was still on its way, and QEMU went on before libvirt told it to.
+        goes_on = [("Running", reason, True, "") for reason in ("MigrationCanceled", "Unpaused")]
+        seen = await move.until(*((source, None) for source in (*goes_on, STALE)))
         assert move.qemus() == (True, False), seen
 
     drilled(lab, drill)

@@ -23,7 +23,11 @@ def _open_locked(directory: Path) -> int:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(directory, os.O_RDONLY)
-        except (FileNotFoundError, FileExistsError):  # it, or what it is in, was removed meanwhile
+        except FileNotFoundError:  # it, or what it is in, was removed meanwhile
+            continue
+        except FileExistsError:  # so it was between being found and being looked at
+            if directory.is_file():
+                raise
             continue
         _lock(descriptor, directory)
         # Its last owner may have removed the directory while we waited: then this lock is on nothing that has a name.

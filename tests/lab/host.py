@@ -329,7 +329,7 @@ class Host:
         process = self._qemu(domain)
         process.signal(number)
         if not process.wait(60):
-            raise LabError(f"QEMU {process.pid} of {domain} did not end within 10 s of signal {number}")
+            raise LabError(f"QEMU {process.pid} of {domain} did not end within 60 s of signal {number}")
         return process.pid
 
     def freeze_qemu(self, domain: str) -> None:

@@ -16,16 +16,26 @@ from tests.simulation.world import World
 pytestmark = pytest.mark.simulation
 
 
+async def stage(world: World, **spec: Any) -> tuple[Machine, Machine]:
+    """The host on which a VM runs, and another one."""
+    home = world.hosts[await running(world, **spec)]
+    return home, next(host for host in world.hosts.values() if host is not home)
+
+
+def off(world: World, home: Machine) -> None:
+    """The operator ends, and then the VM's process."""
+    world.kill()
+    home.process(world.uuid("web")).end("Crashed")
+
+
 async def moved(world: World, **spec: Any) -> tuple[Machine, Machine]:
     """Where a VM ran until its operator ended, and where somebody made it run since. The old definition is left."""
-    home = world.hosts[await running(world, **spec)]
-    (other, *_) = (host for host in world.hosts.values() if host is not home)
-    uuid = world.uuid("web")
-    world.kill()
+    home, other = await stage(world, **spec)
+    off(world, home)
     world.invariants.protocol = False
+    uuid = world.uuid("web")
     definition = home.records[uuid].persistent
     assert definition is not None
-    home.process(uuid).end("Crashed")
     await other.define(libvirt_xml.text_of(definition))
     await other.create(uuid, paused=False)
     return home, other
@@ -37,6 +47,9 @@ async def test_a_vm_that_was_moved_is_not_started_where_it_was_before_the_other_
     other.freeze()
     world.start()
     await world.settle(8)
+    told = world.condition("vm", "web")
+    assert told["reason"] == "HostNotAsked"
+    assert f"Hypervisor {other.name} is unknown: it is being connected to" in told["message"]
     other.thaw()
     await world.run_until(lambda: world.status("web")["host"] == other.name, 60)
     await world.run_until(lambda: world.uuid("web") not in home.records, 200)
@@ -59,10 +72,8 @@ async def test_a_vm_that_was_moved_is_not_deleted_before_the_other_host_was_aske
 
 @in_world(hosts=3)
 async def test_a_host_that_fell_silent_while_no_operator_looked_keeps_starts_waiting_for_seconds(world: World) -> None:
-    home = world.hosts[await running(world)]
-    silent = next(host for host in world.hosts.values() if host is not home)
-    world.kill()
-    home.process(world.uuid("web")).end("Crashed")
+    home, silent = await stage(world)
+    off(world, home)
     silent.cut()
     world.start()
     took = await world.run_until(lambda: world.process("web"), 60)
@@ -74,10 +85,8 @@ async def test_a_host_that_fell_silent_while_no_operator_looked_keeps_starts_wai
 @in_world(hosts=3)
 async def test_a_host_that_hangs_at_its_first_answers_keeps_starts_waiting_no_longer(world: World) -> None:
     """It takes the connection, and then says nothing: that is found out by the keep-alive, 20 s later."""
-    home = world.hosts[await running(world)]
-    silent = next(host for host in world.hosts.values() if host is not home)
-    world.kill()
-    home.process(world.uuid("web")).end("Crashed")
+    home, silent = await stage(world)
+    off(world, home)
 
     class Taken(list[Any]):
         """Connections; the host hangs when it has taken one."""
@@ -95,12 +104,10 @@ async def test_a_host_that_hangs_at_its_first_answers_keeps_starts_waiting_no_lo
 
 @in_world(hosts=3)
 async def test_a_host_that_was_silent_before_keeps_nobody_waiting(world: World) -> None:
-    home = world.hosts[await running(world)]
-    silent = next(host for host in world.hosts.values() if host is not home)
+    home, silent = await stage(world)
     silent.cut()
     await world.run_until(lambda: reason(world, silent.name, "hv") == "Unreachable", 120)
-    world.kill()
-    home.process(world.uuid("web")).end("Crashed")
+    off(world, home)
     world.start()
     assert await world.run_until(lambda: world.process("web"), 60) < 3
 

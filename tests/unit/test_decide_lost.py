@@ -17,6 +17,7 @@ from tests.unit.test_decide_vm import DOWN, NOW, UID, UNASKED, candidate, domain
 DISKS = {"disks": [{"name": "root", "pool": "fast", "size": "1Gi"}]}
 VOLUMES = {"default": frozenset({f"shop_web_root_{UID}.qcow2"})}
 RAN: dict[str, Any] = {"domain": {"state": "Running", "reason": "Booted"}, "host": "a"}
+GONE = "2026-01-01T00:00:00Z"
 LOST = RAN | {"domain": {"state": "Unknown", "reason": "RecordLost", "since": "2025-12-31T00:00:00Z"}}
 
 
@@ -67,7 +68,9 @@ def test_off_for_no_known_reason_after_running_starts_only_on_the_same_host() ->
     assert decide(going, view(host("a", probing)), NOW).action == act.Start("a", UID, paused=True)
 
 
-@pytest.mark.parametrize("status", [LOST, LOST | {"candidates": [candidate("a"), candidate("b")]}], ids=["", "listed"])
+@pytest.mark.parametrize(
+    "status", [LOST, LOST | {"candidates": [candidate("a"), candidate("b")]}], ids=["not listed", "listed"]
+)
 def test_a_probe_is_a_start_and_waits_for_every_host_where_the_vm_may_be(status: dict[str, Any]) -> None:
     silent = host("b", DOWN) if "candidates" in status else host("b", UNASKED, awaited=True)
     for spec, meta, reason in (
@@ -80,6 +83,27 @@ def test_a_probe_is_a_start_and_waits_for_every_host_where_the_vm_may_be(status:
         assert (decision.action, decision.say.reason) == (None, reason)
         alone = decide(machine, view(host("a", probing), host("b", Absent())), NOW).action
         assert isinstance(alone, act.Start if status is LOST or meta else act.RecordCandidates)
+
+
+def test_of_two_definitions_of_a_vm_that_goes_the_one_whose_process_may_be_left_is_probed_when_it_is_alone() -> None:
+    going = settled(DISKS, LOST | {"candidates": [candidate("a"), candidate("b")]}, deletionTimestamp=GONE)
+    lost = host("a", Present(domain(going, owner=owner(going, probe=True))))
+    other = Present(domain(going, reason="Destroyed"))
+    assert decide(going, view(lost, host("b", other)), NOW).action == act.Undefine("b", UID)
+    assert decide(going, view(lost, host("b", Absent())), NOW).action == act.Start("a", UID, paused=True)
+    stranger = decide(going, view(lost, host("b", Present(domain(going, owner=None)))), NOW)
+    assert (stranger.action, stranger.say.reason) == (None, "DeletingWaits")
+
+
+def test_two_hosts_where_a_process_may_be_left_are_named_and_a_person_says_of_one_that_there_is_none() -> None:
+    both = LOST | {"host": None, "candidates": [candidate("a"), candidate("b")]}
+    going = settled(DISKS, both, deletionTimestamp=GONE)
+    off = Present(domain(going))
+    waits = decide(going, view(host("a", off), host("b", off)), NOW)
+    assert (waits.action, waits.say.reason) == (None, "DeletingWaits")
+    assert "a process may be left on a and on b" in waits.say.detail
+    told = settled(DISKS | {"confirmedOff": {"host": "b", "since": GONE}}, both, deletionTimestamp=GONE)
+    assert decide(told, view(host("a", off), host("b", off)), NOW).action == act.Undefine("b", UID)
 
 
 @pytest.mark.parametrize("reason", ["Unknown", "Failed", "Crashed", "Daemon"])

@@ -91,6 +91,15 @@ class Bed:
             await asyncio.sleep(15)
 
 
+async def deleted() -> Bed:
+    """One whose Hypervisor is held by its finalizer and being deleted."""
+    bed = Bed()
+    await bed.passes()
+    assert bed.api.item is not None
+    bed.api.item["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
+    return bed
+
+
 def test_a_secret_that_may_not_be_read_is_told() -> None:
     async def drill() -> tuple[str, str]:
         bed = Bed()
@@ -154,10 +163,8 @@ def test_the_metric_of_a_hypervisor_that_is_gone_goes_with_it() -> None:
 
 def test_a_hypervisor_is_not_let_go_while_a_vm_is_being_given_its_host() -> None:
     async def drill() -> None:
-        bed = Bed()
-        await bed.passes()
+        bed = await deleted()
         assert bed.api.item is not None
-        bed.api.item["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
         bed.api.vms = [item(2)]
         bed.fleet.note_vm(WEB, vm(2))
         bed.fleet.assume(WEB, vm(2), frozenset({bed.host.uuid}))  # decided on, and on its way to the API server
@@ -173,10 +180,8 @@ def test_a_hypervisor_is_not_let_go_while_a_vm_is_being_given_its_host() -> None
 
 def test_a_hypervisor_is_not_let_go_by_a_list_that_does_not_show_the_vm_that_came_meanwhile() -> None:
     async def drill() -> None:
-        bed = Bed()
-        await bed.passes()
+        bed = await deleted()
         assert bed.api.item is not None
-        bed.api.item["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
         here = {"hypervisor": "h1", "uid": "h1", "hostUUID": bed.host.uuid}
         bed.api.vms = [item(2)]
         bed.api.listing = lambda: bed.fleet.note_vm(WEB, vm(5, candidates=[here]))

@@ -16,7 +16,7 @@ VM_WAITING: dict[str, Reason] = {
         "Unknown",
         "Host",
         "A host where the VM may be was not reached yet since the operator started.",
-        "It is being connected to.",
+        "It is being connected to; the VM is not started meanwhile.",
         passing=True,
     ),
     "HostUnreachable": Reason(

@@ -25,7 +25,8 @@ def delete(case: Case) -> Decision:
         return Decision(Say("Deleting"))
     if vm.spec.deletion_policy == "Release":
         return Decision(Say("Deleting"), act.RemoveFinalizer())
-    for place in where.ours:
+    # One whose process may be left is the last: the start that tells needs the only definition.
+    for place in sorted(where.ours, key=lambda place: _lost(case, place)):
         # Recorded before anything is removed: it says where the volumes are to be looked for afterwards.
         return _remove(case, place) if listed(vm, place.host) else _recorded(case)
     if where.blind:
@@ -55,8 +56,7 @@ def _recorded(case: Case) -> Decision:
 
 def _remove(case: Case, place: Place) -> Decision:
     domain, host, say = place.domain, place.host, Say("Deleting")
-    lost = runstrategy.maybe_running(case.vm, domain, host.name)
-    if case.where.blind and (case.where.behind or lost):
+    if case.where.behind and case.where.blind:
         return Decision(Say("DeletingWaits", blindness(case.where).detail))
     if domain.active and (behind := catch_up(case, place)) is not None:
         return behind
@@ -67,11 +67,29 @@ def _remove(case: Case, place: Place) -> Decision:
     if domain.active:
         # Not since it was deleted: its host may have been silent for long, and the guest was never asked.
         return stop(case, place, Say("DeletingStops"), since(case, "DeletingStops"))
-    if lost:
-        return probe(case, place)
+    if _lost(case, place):
+        waits = _no_probe(case)
+        return Decision(waits) if waits is not None else probe(case, place)
     if domain.managed_save:
         return do(case, act.DiscardManagedSave(host.name, domain.uuid), say, host)
     return do(case, act.Undefine(host.name, domain.uuid), say, host)
+
+
+def _lost(case: Case, place: Place) -> bool:
+    return runstrategy.maybe_running(case.vm, place.domain, place.host.name)
+
+
+def _no_probe(case: Case) -> Say | None:
+    """Why a process that may be left cannot be looked for yet by a start beside it: the VM may have another one."""
+    if case.where.blind:
+        return Say("DeletingWaits", blindness(case.where).detail)
+    if len(case.where.ours) > 1:
+        hosts = " and on ".join(place.host.name for place in case.where.ours)
+        return Say(
+            "DeletingWaits",
+            f"a process may be left on {hosts}: look there, end it, then set spec.confirmedOff {{host, since}}",
+        )
+    return _stranger(case)
 
 
 def _seen_gone(case: Case) -> Decision | None:

@@ -19,7 +19,7 @@ from homeostat.decide.view import HostView, Look, VMView
 from homeostat.decide.vm_disks import known
 from homeostat.decide.whereabouts import locate
 from homeostat.hosts.driver import Connection, HostError
-from homeostat.reconcile.fleet import Fleet
+from homeostat.reconcile.fleet import NOT_ASKED, Fleet
 from homeostat.runtime.controller import Key
 
 T = TypeVar("T")
@@ -90,9 +90,10 @@ def _not_admitted(hypervisor: Hypervisor) -> tuple[str, str] | None:
 
 def cached_answer(answer: HostAnswer, uuid: str) -> Answer:
     """What a host's cache says of a domain. Only a reachable host proves absence."""
+    if answer.reachable is None:
+        return Unknown(NOT_ASKED.reason, answer.message or NOT_ASKED.message, answer.since)
     if not answer.reachable:
-        reason = "HostNotAsked" if answer.reachable is None else answer.reason or "HostUnreachable"
-        return Unknown(reason, answer.message, answer.since)
+        return Unknown(answer.reason or "HostUnreachable", answer.message, answer.since)
     domain = answer.domains.get(uuid)
     return Absent() if domain is None else Present(domain)
 

@@ -120,12 +120,12 @@ class Operator:
         await self.vms.run()
 
     async def _first_answers(self) -> None:
-        """Wait for hosts that were not asked yet no longer than an attempt to connect may take.
+        """From when VMs are known, wait for hosts that were not asked yet as long as an attempt to connect may take.
 
         Until then a VM is not believed to be off because the host that it is said to be on says so: a person may have
         moved it while no operator looked.
         """
-        await self.hypervisors.synced.wait()
+        await self.vms.synced.wait()
         await asyncio.sleep(self.settings.connect_timeout_seconds)
         late = [name for name, each in self.fleet.hypervisors.items() if self.fleet.awaited(each)]
         self.fleet.awaiting = False
